@@ -1,0 +1,38 @@
+"""Shape-typed aliases, shared by every room."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, ArrayLike, Float, PyTree, Real, Shaped
+
+RealScalarLike = Real[ArrayLike, ""]
+"""A Python, NumPy or JAX scalar: what constructors accept before they store it strictly."""
+
+Params = PyTree[Array | None]
+"""The trainable leaves of a model, `None` elsewhere: `eqx.filter(model, filter_spec)`."""
+
+Struct = PyTree[jax.ShapeDtypeStruct | Array | None]
+"""Shapes, dtypes and shardings of `Params`, or arrays that have them."""
+
+Examples = PyTree[Shaped[Array, "batch ..."], " E"]
+"""A batch: one leading axis, of equal length, on every leaf."""
+
+PerExampleLoss = Callable[[Any, Any], tuple[Array, Any]]
+"""`(params, example) -> (scalar loss, aux)` for ONE example; frozen leaves are closed over."""
+
+FactorsFromNorms = Callable[[Float[Array, "batch groups"]], Float[Array, "batch groups"]]
+"""Clip factors of every (example, group), from the norms of their gradients."""
+
+
+class Participation(NamedTuple):
+    """In which steps of a run one example may take part.
+
+    **Arguments:**
+
+    - `min_separation`: at least this many steps lie between the starts of two participations (1: no restriction).
+    - `max_participations`: at most this many in the run; None if nothing bounds it but the number of steps.
+    """
+
+    min_separation: int
+    max_participations: int | None

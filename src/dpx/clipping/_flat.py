@@ -1,0 +1,66 @@
+"""One clip norm for the whole gradient."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from .._checks import is_traced, positive_scalar
+from .._types import Params, RealScalarLike
+from ._base import AbstractStatelessClipping
+
+# Within these a float32 sum of squares neither overflows before nor underflows at the clip norm.
+_SMALLEST, _LARGEST = 1e-12, 1e15
+
+
+class FlatClipping(AbstractStatelessClipping):
+    r"""Scales a gradient $g$ down to the clip norm: $g \min(1, C / \|g\|)$.
+
+    !!! success "Guarantee"
+
+        One example's contribution has norm at most `sensitivity` $(1 + 10^{-6})$, for every input and dtype. A gradient whose norm
+        is not finite in float32 contributes exactly zero.
+
+    **Arguments:**
+
+    - `norm`: the clip norm $C > 0$. A number, or an array for a sweep with `vmap`.
+    - `unit_norm`: divide what is clipped by $C$, so that the sensitivity is 1 and the learning rate need not follow the clip norm
+        (De et al. 2022).
+    - `order`: norms are $\ell_2$ (2, for Gaussian noise) or $\ell_1$ (1, for Laplace noise).
+
+    ??? cite "Reference"
+
+        Abadi et al., *Deep learning with differential privacy*, CCS 2016. De et al., *Unlocking high-accuracy differentially
+        private image classification through scale*, 2022.
+    """
+
+    norm: Float[Array, ""]
+    unit_norm: bool = eqx.field(static=True)
+    order: int = eqx.field(static=True)
+
+    def __init__(self, norm: RealScalarLike, unit_norm: bool = False, order: int = 2):
+        self.norm = positive_scalar("FlatClipping(norm=...)", norm)
+        if not is_traced(self.norm) and not _SMALLEST <= float(self.norm) <= _LARGEST:
+            raise ValueError(
+                f"`FlatClipping(norm=...)` must lie between {_SMALLEST} and {_LARGEST}, where float32 norms are exact; got {norm}. "
+                "Scale the loss instead."
+            )
+        if order not in (1, 2):
+            raise ValueError(f"`FlatClipping(order=...)` must be 1 or 2; got {order}.")
+        self.unit_norm = bool(unit_norm)
+        self.order = order
+
+    @property
+    def sensitivity(self) -> Float[Array, ""]:
+        return jnp.ones_like(self.norm) if self.unit_norm else self.norm
+
+    def labels(self, params: Params) -> tuple[int, ...]:
+        return (0,) * len(jax.tree.leaves(params))
+
+    def factors(self, norms: Float[Array, "batch groups"], state: PyTree) -> Float[Array, "batch groups"]:
+        del state
+        # the maximum keeps 0 / 0 away, and makes the factor exactly 1 up to the clip norm
+        return (1.0 if self.unit_norm else self.norm) / jnp.maximum(norms, self.norm)
+
+    def rescale(self, state: PyTree) -> None:
+        del state

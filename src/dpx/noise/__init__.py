@@ -1,0 +1,5 @@
+"""What is added to a clipped sum."""
+
+from ._base import AbstractNoise as AbstractNoise
+from ._gaussian import IndependentGaussian as IndependentGaussian
+from ._laplace import Laplace as Laplace

@@ -1,0 +1,62 @@
+"""The interface of noise: what is added to a clipped sum."""
+
+import abc
+from typing import TYPE_CHECKING, TypeVar
+
+import equinox as eqx
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from .._types import Params, Participation, Struct
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+Buffers = TypeVar("Buffers")
+
+
+class AbstractNoise(eqx.Module):
+    r"""Makes a clipped sum private.
+
+    The noise multiplier $\sigma$ is the ratio of standard deviation to sensitivity, and the only number that accounting knows.
+    `scale` turns it into units of the sum, and is the one place that does. State is threaded through `init` and `step`; the key
+    that `step` gets is already folded with the number of the step and used for nothing else.
+    """
+
+    noise_multiplier: eqx.AbstractVar[Float[Array, ""] | None]
+    """None until it is calibrated."""
+    order: eqx.AbstractClassVar[int]
+    r"""The norm in which the clipped sum's sensitivity must be bounded: $\ell_2$ (2) or $\ell_1$ (1)."""
+
+    @property
+    @abc.abstractmethod
+    def bands(self) -> int | None:
+        """Number of bands of the strategy matrix: 1 if the noise of different steps is independent, None if it is dense."""
+
+    @property
+    @abc.abstractmethod
+    def description(self) -> str:
+        """What the privacy statement calls the mechanism."""
+
+    @abc.abstractmethod
+    def event(self, noise_multiplier: float) -> "DpEvent":
+        """The DP event of this noise on a sum of sensitivity 1 at that multiplier: of one step if `bands` is 1, else of the run."""
+
+    @property
+    @abc.abstractmethod
+    def horizon(self) -> int | None:
+        """Number of steps after which the mechanism has no more noise to give; None if it never ends."""
+
+    @abc.abstractmethod
+    def scale(self, sensitivity: Float[Array, ""], steps: int | None, participation: Participation) -> Float[Array, ""]:
+        r"""Noise multiplier $\times$ sensitivity of the clipped sum $\times$ sensitivity of the strategy in a run of `steps` steps
+        under that participation: the scale of the noise, in units of the sum."""
+
+    @abc.abstractmethod
+    def init(self, struct: Struct) -> PyTree:
+        """Buffers before the first step, for sums of the given shapes and dtypes."""
+
+    @abc.abstractmethod
+    def step(
+        self, total: Params, scale: Float[Array, ""], key: Key[Array, ""], step: Int[Array, ""], buffers: Buffers
+    ) -> tuple[Params, Buffers]:
+        """The noisy sum of step number `step` (from 0), and the buffers after it."""

@@ -1,0 +1,89 @@
+"""Fresh Gaussian noise at every step."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+import jax
+import jax.random as jr
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from .._checks import positive_scalar
+from .._types import Params, Participation, RealScalarLike, Struct
+from ..sharding import normal_like
+from ._base import AbstractNoise, Buffers
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+# The product of three float32 numbers may round down by 3 * 2**-24; the accounted noise must not be more than the real one.
+ROUND_UP = 1 + 2.0**-22
+
+MSG_UNCALIBRATED = (
+    "`{name}(noise_multiplier=None)` has no noise multiplier yet. Give one, or let a plan find it: "
+    "`plan.calibrate(epsilon=..., delta=...)` or `dpx.dp_sgd(..., epsilon=..., delta=...)`."
+)
+
+
+class IndependentGaussian(AbstractNoise):
+    r"""Adds independent $N(0, (\sigma C)^2)$ noise to every coordinate at every step, $C$ the clip norm: the noise of DP-SGD.
+
+    !!! success "Guarantee"
+
+        Its scale is never smaller than noise multiplier times sensitivity, rounding included. Noise is drawn in float32 (float64
+        for float64 sums), where the sum lies, without communication, and does not depend on how the sum is sharded.
+
+    **Arguments:**
+
+    - `noise_multiplier`: $\sigma > 0$, rounded up to float32; None to let a plan calibrate it. May be an array, for a sweep.
+
+    ??? cite "Reference"
+
+        Abadi et al., *Deep learning with differential privacy*, CCS 2016.
+    """
+
+    noise_multiplier: Float[Array, ""] | None
+    order: ClassVar[int] = 2
+
+    def __init__(self, noise_multiplier: RealScalarLike | None = None):
+        call = "IndependentGaussian(noise_multiplier=...)"
+        why = "For a non-private baseline use `NoClipping()`."
+        self.noise_multiplier = None if noise_multiplier is None else positive_scalar(call, noise_multiplier, why)
+
+    @property
+    def bands(self) -> int | None:
+        return 1
+
+    @property
+    def description(self) -> str:
+        return "independent Gaussian noise at every step (DP-SGD)"
+
+    def event(self, noise_multiplier: float) -> "DpEvent":
+        from dp_accounting import GaussianDpEvent
+
+        return GaussianDpEvent(float(noise_multiplier))
+
+    @property
+    def horizon(self) -> int | None:
+        return None
+
+    def scale(self, sensitivity: Float[Array, ""], steps: int | None, participation: Participation) -> Float[Array, ""]:
+        del steps, participation  # steps compose in the accountant
+        if self.noise_multiplier is None:
+            raise ValueError(MSG_UNCALIBRATED.format(name="IndependentGaussian"))
+        return self.noise_multiplier * sensitivity * ROUND_UP
+
+    def init(self, struct: Struct) -> PyTree:
+        del struct
+        return ()
+
+    def step(
+        self, total: Params, scale: Float[Array, ""], key: Key[Array, ""], step: Int[Array, ""], buffers: Buffers
+    ) -> tuple[Params, Buffers]:
+        del step
+        return jax.tree.map(lambda x, z: x + scale.astype(z.dtype) * z, total, standard_normal(key, total)), buffers
+
+
+def standard_normal(key: Key[Array, ""], tree: Params) -> Params:
+    """Independent standard normal numbers, in the shapes and shardings of `tree`."""
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jr.split(key, len(leaves))
+    return jax.tree.unflatten(treedef, [normal_like(keys[i], x) for i, x in enumerate(leaves)])

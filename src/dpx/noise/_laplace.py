@@ -1,0 +1,84 @@
+"""Fresh Laplace noise at every step."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from .._checks import positive_scalar
+from .._types import Params, Participation, RealScalarLike, Struct
+from ..sharding import uniform_like
+from ._base import AbstractNoise, Buffers
+from ._gaussian import MSG_UNCALIBRATED, ROUND_UP
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+
+class Laplace(AbstractNoise):
+    r"""Adds independent Laplace noise of scale $b = \sigma C$ to every coordinate at every step, $C$ the $\ell_1$ clip norm.
+
+    One step without sampling is $(1 / \sigma, 0)$-DP. For gradients of many coordinates Gaussian noise is far better, since their
+    $\ell_1$ norm is up to $\sqrt d$ times the $\ell_2$ norm; Laplace is for few coordinates and pure DP.
+
+    **Arguments:**
+
+    - `noise_multiplier`: $\sigma > 0$, the scale (not the standard deviation, $\sqrt 2$ times more) over the $\ell_1$ sensitivity; None
+        to let a plan calibrate it.
+
+    ??? cite "Reference"
+
+        Dwork et al., *Calibrating noise to sensitivity in private data analysis*, TCC 2006.
+    """
+
+    noise_multiplier: Float[Array, ""] | None
+    order: ClassVar[int] = 1
+
+    def __init__(self, noise_multiplier: RealScalarLike | None = None):
+        call = "Laplace(noise_multiplier=...)"
+        why = "For a non-private baseline use `NoClipping()`."
+        self.noise_multiplier = None if noise_multiplier is None else positive_scalar(call, noise_multiplier, why)
+
+    @property
+    def bands(self) -> int | None:
+        return 1
+
+    @property
+    def description(self) -> str:
+        return "independent Laplace noise at every step"
+
+    def event(self, noise_multiplier: float) -> "DpEvent":
+        from dp_accounting import LaplaceDpEvent
+
+        return LaplaceDpEvent(float(noise_multiplier))
+
+    @property
+    def horizon(self) -> int | None:
+        return None
+
+    def scale(self, sensitivity: Float[Array, ""], steps: int | None, participation: Participation) -> Float[Array, ""]:
+        del steps, participation
+        if self.noise_multiplier is None:
+            raise ValueError(MSG_UNCALIBRATED.format(name="Laplace"))
+        return self.noise_multiplier * sensitivity * ROUND_UP
+
+    def init(self, struct: Struct) -> PyTree:
+        del struct
+        return ()
+
+    def step(
+        self, total: Params, scale: Float[Array, ""], key: Key[Array, ""], step: Int[Array, ""], buffers: Buffers
+    ) -> tuple[Params, Buffers]:
+        del step
+        leaves, treedef = jax.tree.flatten(total)
+        keys = jr.split(key, len(leaves))
+
+        def noisy(i, x):
+            # by its quantile function, since jax.random.laplace cannot be drawn where a shard lies
+            u = uniform_like(keys[i], x, -1.0, 1.0)
+            u = jnp.maximum(u, -1.0 + jnp.finfo(u.dtype).epsneg)
+            return x - scale.astype(x.dtype) * jnp.sign(u) * jnp.log1p(-jnp.abs(u))
+
+        return jax.tree.unflatten(treedef, [noisy(i, x) for i, x in enumerate(leaves)]), buffers

@@ -1,0 +1,357 @@
+"""`PrivateGradient`: clip, sum, add noise, divide by a public number."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from ._checks import positive_int, positive_scalar
+from ._loss import PerExample, check_batch, check_mask, check_model, trainable
+from ._sensitive import Sensitive
+from ._tree import expand_like, is_finite, leaf_paths, root, wide_dtype
+from ._types import Params, Participation, RealScalarLike
+from .clipping import AbstractClipping, NoClipping
+from .gradients import AbstractGradientMethod, Auto, ClippedSum, LeafPlan
+from .noise import AbstractNoise
+from .random import check_key, fresh_key
+from .sharding import batch_axis, like, off_batch_axis, shard_batch
+
+# Domains of the state's key: the noise, the loss's own randomness and the clipping's never share a stream.
+_NOISE, _LOSS, _CLIPPING = 0, 1, 2
+
+
+class Result(eqx.Enumeration):
+    """What became of a private step."""
+
+    successful = "Every step so far was private and finite."
+    budget_spent = "A step was asked for past the last one that the privacy budget covers; its gradients are NaN."
+    non_finite = (
+        "The private gradient, or the state that it needs, became infinite or NaN; its gradients are NaN from there on."
+    )
+
+
+class PrivateGradientState(eqx.Module):
+    """What a `PrivateGradient` carries from one step to the next; a PyTree of arrays that can be saved, donated and sharded.
+
+    **Arguments:**
+
+    - `key`: the secret that all noise of the run is folded from. Whoever has it can remove the noise.
+    - `step`: number of steps taken.
+    - `noise`: the noise's buffers.
+    - `clipping`: the clipping's state.
+    - `result`: `Result.successful`, or what went wrong.
+    """
+
+    key: Key[Array, ""]
+    step: Int[Array, ""]
+    noise: PyTree
+    clipping: PyTree
+    result: Result  # pyright: ignore[reportInvalidTypeForm]
+
+    def raise_if_failed(self) -> None:
+        """Raises `RuntimeError`, on the host, if a step overran the budget or was not finite. Waits for the device."""
+        if self.result == Result.successful:
+            return
+        message = Result[self.result]
+        raise RuntimeError(f"{message} (after {int(self.step)} steps)")
+
+
+class Diagnostics(eqx.Module):
+    """What a step saw of single examples; masked examples read 0.
+
+    **Arguments:**
+
+    - `losses`: loss of each example, shape `(batch,)`.
+    - `norms`: norm of each example's unclipped gradient, shape `(batch,)`.
+    - `group_norms`: the same in each clip group, shape `(batch, groups)`.
+    - `aux`: what the loss returned besides, stacked on a leading axis; None without `has_aux`.
+    - `mask`: which examples are real, shape `(batch,)`.
+    """
+
+    losses: Float[Array, " batch"]
+    norms: Float[Array, " batch"]
+    group_norms: Float[Array, "batch groups"]
+    aux: PyTree
+    mask: Array
+
+
+class Explanation(eqx.Module):
+    """How each parameter's clipped gradient is computed; prints as a table.
+
+    **Arguments:**
+
+    - `rows`: one `LeafPlan` for each array of the model.
+    """
+
+    rows: tuple[LeafPlan, ...] = eqx.field(static=True)
+
+    def __str__(self) -> str:
+        head = ("parameter", "shape", "rule", "MFLOP", "MiB")
+        body = [(r.path, str(r.shape), r.rule, f"{r.flops / 1e6:.3g}", f"{r.memory / 2**20:.3g}") for r in self.rows]
+        widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body]
+        ]
+        return "\n".join(lines)
+
+
+class PrivateGradient(eqx.Module):
+    r"""The private gradient of a per-example loss: $\big(\sum_i \mathrm{clip}(\nabla L_i) + \text{noise}\big) / \text{normalizer}$.
+
+    ```python
+    private_grad = dpx.PrivateGradient(loss, dpx.FlatClipping(1.0), dpx.IndependentGaussian(1.1), normalizer=256)
+    state = private_grad.init(model)
+    grads, state, diagnostics = private_grad(model, (x, y), state, mask=mask)
+    ```
+
+    Usually made by `PrivacyPlan.private_gradient`, which fills in what the privacy statement rests on.
+
+    !!! success "Guarantee"
+
+        Adding or removing one example moves the sum before noise by at most `sensitivity`, for all inputs, finite or not, up to
+        relative $10^{-6}$; noise of the stated multiplier is added at every call, to an empty batch also; no two calls share noise.
+
+    **Arguments:**
+
+    - `loss`: `loss(model, *example) -> scalar` for ONE example, without a batch axis; `(scalar, aux)` with `has_aux=True`. If it takes
+        a keyword `key` it gets a PRNG key of its own for every example.
+    - `clipping`: how much one example may contribute.
+    - `noise`: what is added. Its scale is the noise multiplier times the clipping's sensitivity.
+    - `normalizer`: what the noisy sum is divided by: a public number such as the EXPECTED batch size, never the realised one.
+    - `method`: how the clipped sum is computed; changes speed and memory, not the result.
+    - `steps`: the number of steps that the budget covers; a call past it gives NaN and sets `state.result`.
+    - `filter_spec`: which leaves are trained, as in `equinox.partition`: a function of a leaf, or a tree prefix of booleans.
+    - `has_aux`: whether the loss returns `(scalar, aux)`.
+    - `participation`: in which of the steps an example may take part, which scales correlated noise; by default in all of them.
+    """
+
+    loss: Callable[..., Any]
+    clipping: AbstractClipping
+    noise: AbstractNoise
+    normalizer: Float[Array, ""]
+    filter_spec: PyTree
+    method: AbstractGradientMethod
+    steps: int | None = eqx.field(static=True)
+    has_aux: bool = eqx.field(static=True)
+    participation: Participation = eqx.field(static=True)
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        clipping: AbstractClipping,
+        noise: AbstractNoise,
+        *,
+        normalizer: RealScalarLike = 1.0,
+        method: AbstractGradientMethod = Auto(),
+        steps: Any = None,
+        filter_spec: PyTree = eqx.is_inexact_array,
+        has_aux: bool = False,
+        participation: Participation | None = None,
+    ):
+        if not callable(loss):
+            raise ValueError(f"`PrivateGradient(loss=...)` must be a function `loss(model, *example)`; got {loss!r}.")
+        if clipping.order != noise.order:
+            raise ValueError(
+                f"`{type(noise).__name__}` needs clipping in the l{noise.order} norm; `{type(clipping).__name__}` bounds the "
+                f"l{clipping.order} norm. Use `FlatClipping(norm, order={noise.order})`."
+            )
+        self.loss = loss
+        self.clipping = clipping
+        self.noise = noise
+        self.normalizer = positive_scalar("PrivateGradient(normalizer=...)", normalizer)
+        self.method = method
+        self.steps = None if steps is None else positive_int("PrivateGradient(steps=...)", steps)
+        if noise.horizon is not None:
+            if self.steps is not None and self.steps > noise.horizon:
+                raise ValueError(
+                    f"`PrivateGradient(steps=...)` must be at most the horizon of `{type(noise).__name__}`, {noise.horizon}; got {steps}."
+                )
+            self.steps = self.steps or noise.horizon
+        self.filter_spec = filter_spec
+        self.has_aux = bool(has_aux)
+        self.participation = Participation(1, None) if participation is None else participation
+
+    @property
+    def sensitivity(self) -> float:
+        """How far one example, added or removed, can move the clipped sum before noise."""
+        return float(self.clipping.sensitivity)
+
+    def init(self, model: PyTree, *, key: Any = None) -> PrivateGradientState:
+        """The state before the first step.
+
+        **Arguments:**
+
+        - `model`: the model; only the structure and shapes of its trainable leaves matter.
+        - `key`: the secret of the run's noise; by default fresh entropy from the operating system, so that two runs never share
+            noise. Give one to reproduce a run, and never the same to two runs whose results are both published.
+
+        **Raises:**
+
+        - `ValueError` if the model cannot be trained privately: layers that mix examples, trainable leaves that are not real numbers.
+        - `RuntimeError` if called without a key inside a traced function.
+        """
+        if key is None:
+            key = fresh_key()
+        check_key("PrivateGradient.init(key=...)", key)
+        check_model(model)
+        params, _ = trainable(model, self.filter_spec)
+        struct = jax.tree.map(_sum_struct, params)
+        return PrivateGradientState(
+            key, jnp.array(0, jnp.int32), self.noise.init(struct), self.clipping.init(params), Result.successful
+        )
+
+    @eqx.filter_jit
+    def __call__(
+        self,
+        model: PyTree,
+        batch: Any,
+        state: PrivateGradientState,
+        *,
+        mask: Any = None,
+        key: Any = None,
+    ) -> tuple[PyTree, PrivateGradientState, Sensitive]:
+        """One private step. Compiled on its own, and inlined where the caller compiles.
+
+        **Arguments:**
+
+        - `model`: the model.
+        - `batch`: a tuple of PyTrees with one leading axis of equal length, splatted into the loss.
+        - `state`: from `init` or the step before. Never use one state for two steps: they would share their noise.
+        - `mask`: `Bool[Array, "batch"]`, True for real examples, where the batch is padded to a fixed size.
+        - `key`: randomness for a loss that takes `key`; by default derived from the state.
+
+        **Returns:**
+
+        The private gradient, with the structure of `eqx.filter(model, filter_spec)` and leaves of at least float32; the next state;
+        and `Sensitive` `Diagnostics`, which are not private.
+
+        **Raises:**
+
+        - `ValueError` before anything compiles if loss, model, batch and mask do not fit.
+        """
+        if key is None:
+            key = jr.fold_in(jr.fold_in(state.key, _LOSS), state.step)
+        out, mask = self._clipped(model, batch, state.clipping, mask, key)
+
+        def stream(domain):
+            return jr.fold_in(jr.fold_in(state.key, domain), state.step)
+
+        if isinstance(self.clipping, NoClipping):
+            noisy, buffers = out.total, state.noise
+        else:
+            scale = self.noise.scale(self.clipping.sensitivity, self.steps, self.participation)
+            noisy, buffers = self.noise.step(out.total, scale, stream(_NOISE), state.step, state.noise)
+        clipping = self.clipping.update(state.clipping, out.norms, mask, self.normalizer, stream(_CLIPPING))
+        grads = self._published(noisy, state.clipping)
+
+        # jnp.where rather than eqx.error_if, which deadlocks on several devices
+        steps = np.iinfo(np.int32).max if self.steps is None else self.steps
+        result = Result.where(is_finite((grads, buffers, clipping)), state.result, Result.non_finite)
+        result = Result.where(state.step < steps, result, Result.budget_spent)
+        result = Result.where(state.result == Result.successful, result, state.result)
+        is_good = result == Result.successful
+        grads = jax.tree.map(lambda g: jnp.where(is_good, g, jnp.nan), grads)
+        step = state.step + (state.step < steps).astype(state.step.dtype)
+        new = PrivateGradientState(state.key, step, buffers, clipping, result)
+        return grads, new, Sensitive(_diagnostics(out, mask, self.clipping.order))
+
+    def clipped_sum(self, model: PyTree, batch: Any, *, mask: Any = None, key: Any = None) -> Sensitive:
+        """The sum of clipped gradients, without noise and not divided: for tests and mechanisms of your own.
+
+        **Arguments:** as for a step; a loss that takes `key` needs one here. Stateful clipping is as before its first step.
+
+        **Returns:** `Sensitive` gradients.
+        """
+        params, _ = trainable(model, self.filter_spec)
+        return self._clipped_sum(model, batch, self.clipping.init(params), mask, key)
+
+    @eqx.filter_jit
+    def _clipped_sum(self, model: PyTree, batch: Any, clipping_state: PyTree, mask: Any, key: Any) -> Sensitive:
+        out, _ = self._clipped(model, batch, clipping_state, mask, key)
+        return Sensitive(self._rescaled(out.total, clipping_state))
+
+    def explain(self, model: PyTree, batch: Any) -> Explanation:
+        """How each parameter is treated: its path, shape, trained or frozen, the gradient rule, its cost and memory.
+
+        **Arguments:** `model` and `batch` as for a step; only their shapes matter.
+
+        **Returns:** an `Explanation`; `print` it.
+        """
+        params, per_example, examples, _ = self._problem(model, batch, None, jr.key(0))
+        rows = {row.path: row for row in self.method.explain(per_example, params, examples)}
+        arrays = eqx.filter(model, eqx.is_array)
+
+        def row(path, leaf):
+            return rows.get(path, LeafPlan(path, leaf.shape, "frozen", 0, 0))
+
+        pairs = zip(leaf_paths(arrays), jax.tree.leaves(arrays), strict=True)
+        return Explanation(tuple(row(path, leaf) for path, leaf in pairs))
+
+    def _problem(self, model, batch, mask, key):
+        check_model(model)
+        params, static = trainable(model, self.filter_spec)
+        params = jax.tree.map(jnp.asarray, params)
+        batch, size = check_batch(batch)
+        mask = check_mask(mask, size)
+        if (
+            size == 0
+        ):  # nothing can be differentiated: one masked example of zeros gives the zero sum that noise is added to
+            batch = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch)
+            mask = jnp.zeros(1, bool)
+        per_example = PerExample(self.loss, static, self.has_aux, batch)
+        axis = batch_axis(batch)
+        keys = None
+        if per_example.takes_key:
+            if key is None:
+                raise ValueError(
+                    "This loss takes `key`: `clipped_sum(..., key=jax.random.key(...))` must be given one."
+                )
+            check_key("key=...", key)
+            # one fold for each example, so that neither padding nor microbatches change an example's randomness
+            keys = jax.vmap(jr.fold_in, in_axes=(None, 0))(key, jnp.arange(mask.shape[0]))
+        batch, mask, keys = shard_batch((batch, mask, keys), axis)
+        return off_batch_axis(params, axis), per_example, (batch, keys), mask
+
+    def _clipped(self, model, batch, clipping_state, mask, key) -> tuple[ClippedSum, Array]:
+        size = check_batch(batch)[1]
+        params, per_example, examples, mask = self._problem(model, batch, mask, key)
+        labels = self.clipping.labels(params)
+        factors = lambda norms: self.clipping.factors(norms, clipping_state)
+        out = self.method.clipped_sum(per_example, params, examples, mask, labels, self.clipping.order, factors)
+        original, _ = trainable(model, self.filter_spec)
+        total = jax.tree.map(like, out.total, original)
+        if size == 0:
+            out, mask = jax.tree.map(lambda x: x[:0], (out, mask))
+        return ClippedSum(total, out.norms, out.losses, out.aux), mask
+
+    def _rescaled(self, total: Params, clipping_state: PyTree) -> Params:
+        rescale = self.clipping.rescale(clipping_state)
+        if rescale is None:
+            return total
+        leaves, treedef = jax.tree.flatten(total)
+        labels = self.clipping.labels(total)
+        return jax.tree.unflatten(
+            treedef, [x * rescale[g].astype(x.dtype) for x, g in zip(leaves, labels, strict=True)]
+        )
+
+    def _published(self, noisy: Params, clipping_state: PyTree) -> Params:
+        return jax.tree.map(lambda x: x / self.normalizer.astype(x.dtype), self._rescaled(noisy, clipping_state))
+
+
+def _sum_struct(x: Array) -> jax.ShapeDtypeStruct:
+    x = jnp.asarray(x)
+    return jax.ShapeDtypeStruct(x.shape, wide_dtype(x.dtype), sharding=jax.typeof(x).sharding)
+
+
+def _diagnostics(out: ClippedSum, mask: Array, order: int) -> Diagnostics:
+    def real(x):
+        return jnp.where(expand_like(mask, x), x, jnp.zeros((), x.dtype))
+
+    norms = real(out.norms)
+    overall = root(jnp.sum(norms**order, axis=1), order)
+    return Diagnostics(real(out.losses), overall, norms, jax.tree.map(real, out.aux), mask)

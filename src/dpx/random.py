@@ -1,0 +1,62 @@
+"""Keys and seeds: fresh ones come from the operating system's entropy, never from a configuration."""
+
+import os
+import secrets
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Key
+
+from ._checks import is_tracing
+
+_MSG_TRACED = (
+    "`dpx.random.{name}()` was called while JAX was tracing a function: the compiled function would use the same randomness every "
+    "time it is called, and two runs that share their noise have no privacy. Draw it outside `jit`/`vmap`, and pass it in "
+    "(for `PrivateGradient.init`, as `key=`)."
+)
+
+
+def fresh_key(impl: str | None = None) -> Key[Array, ""]:
+    """A PRNG key made of entropy from the operating system.
+
+    **Arguments:**
+
+    - `impl`: JAX's name of the key type; by default `jax_default_prng_impl`.
+
+    **Returns:**
+
+    A typed key. Two calls never share noise, in one process or in two.
+
+    **Raises:**
+
+    - `RuntimeError` inside a traced function, where the key would become a constant of the compiled program.
+    """
+    if is_tracing():
+        raise RuntimeError(_MSG_TRACED.format(name="fresh_key"))
+    like = jr.key(0, impl=impl)
+    shape = jax.random.key_data(like).shape
+    words = np.frombuffer(os.urandom(4 * int(np.prod(shape))), np.uint32).reshape(shape)
+    return jr.wrap_key_data(jnp.asarray(words), impl=jr.key_impl(like))
+
+
+def fresh_seed() -> int:
+    """A 128-bit seed for a sampler, from the operating system's entropy.
+
+    Who can guess it knows who was in each batch, and loses the amplification by sampling: keep it as secret as the data.
+    """
+    if is_tracing():
+        raise RuntimeError(_MSG_TRACED.format(name="fresh_seed"))
+    return secrets.randbits(128)
+
+
+def check_key(call: str, key: Any) -> None:
+    """Raises unless `key` is one typed key."""
+    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(f"`{call}` must be a typed PRNG key, as from `jax.random.key(seed)`; got {key!r}.")
+    if key.shape != ():
+        raise ValueError(
+            f"`{call}` must be one key; got an array of keys of shape {key.shape}. Use `jax.vmap` over seeds."
+        )

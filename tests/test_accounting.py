@@ -1,0 +1,210 @@
+"""Accounting: against integrals and convolutions computed here, in float64, without dp_accounting."""
+
+import math
+import subprocess
+import sys
+
+import dp_accounting as da
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+import dpx
+from conftest import ENVIRONMENT
+from dpx import accounting
+
+
+def gaussian_delta(epsilon, sigma):
+    """Balle and Wang 2018, theorem 8."""
+    return stats.norm.cdf(0.5 / sigma - epsilon * sigma) - np.exp(epsilon) * stats.norm.cdf(
+        -0.5 / sigma - epsilon * sigma
+    )
+
+
+def poisson_delta(epsilon, sigma, q):
+    """One step of Poisson-sampled Gaussian: the larger hockey-stick divergence of the two directions, by quadrature."""
+    base = lambda y: stats.norm.pdf(y, 0, sigma)
+    mixture = lambda y: (1 - q) * stats.norm.pdf(y, 0, sigma) + q * stats.norm.pdf(y, 1, sigma)
+
+    def hockey_stick(upper, lower):
+        integrand = lambda y: max(0.0, upper(y) - math.exp(epsilon) * lower(y))
+        return integrate.quad(integrand, -14 * sigma, 14 * sigma + 1, limit=2000, epsabs=1e-13, epsrel=1e-11)[0]
+
+    return max(hockey_stick(mixture, base), hockey_stick(base, mixture))
+
+
+def bracket(epsilon, sigma, q, steps, width=5e-4):
+    """Lower and upper bounds of delta for the removal direction after `steps` steps: losses rounded down and up, convolved."""
+    y = np.linspace(-14 * sigma, 14 * sigma + 1, 400_001)
+    middle = (y[1:] + y[:-1]) / 2
+    mass = (1 - q) * np.diff(stats.norm.cdf(y, 0, sigma)) + q * np.diff(stats.norm.cdf(y, 1, sigma))
+    loss = lambda y: np.log1p(q * np.expm1((2 * y - 1) / (2 * sigma**2)))
+    bounds = []
+    for edge, rounding in ((y[:-1], np.floor), (y[1:], np.ceil)):  # the loss increases with y
+        index = rounding(loss(edge) / width).astype(int)
+        low = index.min()
+        pmf = np.bincount(index - low, mass)
+        size = 1 << math.ceil(math.log2(steps * len(pmf)))
+        total = np.maximum(np.fft.irfft(np.fft.rfft(pmf, size) ** steps, size), 0)
+        losses = (np.arange(size) + steps * low) * width
+        bounds.append(np.sum(total * np.maximum(0, -np.expm1(epsilon - losses))))
+    assert len(middle) == len(mass)
+    return bounds
+
+
+@pytest.mark.parametrize("sigma", [0.7, 1.0, 3.0])
+@pytest.mark.parametrize("epsilon", [0.1, 1.0])
+def test_one_gaussian_step_is_the_closed_form(sigma, epsilon):
+    plan = dpx.dp_sgd(10, 10, 1, noise_multiplier=sigma)
+    exact = gaussian_delta(epsilon, plan.noise_multiplier)
+    assert exact <= plan.delta(epsilon) <= exact + 1e-6
+    replaced = dpx.dp_sgd(10, 10, 1, noise_multiplier=sigma, adjacency="replace_one")
+    twice = gaussian_delta(epsilon, plan.noise_multiplier / 2)
+    assert twice * (1 - 1e-9) <= replaced.delta(epsilon) <= twice + 1e-6
+
+
+@pytest.mark.parametrize(("sigma", "q"), [(0.6, 0.1), (1.0, 0.3), (2.0, 0.02)])
+def test_one_poisson_step_is_the_integral(sigma, q):
+    plan = dpx.dp_sgd(1000, int(1000 * q), 1, noise_multiplier=sigma)
+    for epsilon in (0.05, 0.5, 1.5):
+        exact = poisson_delta(epsilon, plan.noise_multiplier, q)
+        assert exact - 1e-10 <= plan.delta(epsilon) <= exact + 1e-6
+
+
+@pytest.mark.parametrize(("sigma", "q", "steps"), [(1.0, 0.05, 50), (2.0, 0.2, 30)])
+def test_composed_steps_lie_above_a_proven_lower_bound(sigma, q, steps):
+    plan = dpx.dp_sgd(1000, int(1000 * q), steps, noise_multiplier=sigma)
+    epsilon = 1.0
+    low, high = bracket(epsilon, sigma, q, steps)
+    assert low <= plan.delta(epsilon) <= high * 1.02 + 1e-9
+    assert low > 0 and high / low < 1.2  # the bracket says something
+
+
+def test_reference_figures():
+    assert dpx.dp_sgd(1000, 100, 512, noise_multiplier=3.0).epsilon(1e-6) == pytest.approx(3.7697, abs=1e-4)
+    assert dpx.dp_sgd(1000, 100, 512, noise_multiplier=3.0, accountant="rdp").epsilon(1e-6) == pytest.approx(
+        4.0510, abs=1e-4
+    )
+    truncated = dpx.dp_sgd(10_000, 100, 1000, noise_multiplier=1.0, max_batch_size=150)
+    assert truncated.epsilon(1e-5) == pytest.approx(1.8312, abs=2e-3)
+    assert truncated.epsilon(1e-5) > dpx.dp_sgd(10_000, 100, 1000, noise_multiplier=1.0).epsilon(1e-5)
+
+
+def test_calibration_meets_the_budget_and_no_more():
+    plan = dpx.dp_sgd(60_000, 256, 5_000, epsilon=1.0, delta=1e-5)
+    assert plan.noise_multiplier == pytest.approx(1.33678, abs=1e-4)
+    assert plan.epsilon(1e-5) <= 1.0
+    assert float(np.float32(plan.noise_multiplier)) == plan.noise_multiplier
+    less = dpx.dp_sgd(60_000, 256, 5_000, noise_multiplier=plan.noise_multiplier * (1 - 1e-4))
+    assert less.epsilon(1e-5) > 1.0
+
+
+@pytest.mark.parametrize("epsilon", [0.02, 0.3, 30.0])
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+def test_calibration_over_the_whole_range(epsilon, accountant):
+    plan = dpx.dp_sgd(1000, 50, 40, epsilon=epsilon, delta=1e-6, accountant=accountant)
+    assert epsilon * (1 - 1e-3) <= plan.epsilon(1e-6) <= epsilon
+
+
+@pytest.mark.parametrize("adjacency", ["replace_one", "replace_special"])
+def test_calibration_under_other_adjacencies(adjacency):
+    plan = dpx.dp_sgd(1000, 50, 40, epsilon=1.0, delta=1e-6, adjacency=adjacency)
+    assert 1 - 1e-3 <= plan.epsilon(1e-6) <= 1.0
+
+
+@pytest.mark.parametrize("parameter", ["steps", "batch_size"])
+def test_calibration_of_steps_and_batch_size(parameter):
+    plan = dpx.dp_sgd(1000, 50, 40, noise_multiplier=1.5).calibrate(3.0, 1e-6, parameter)
+    found = getattr(plan.sampler, parameter)
+    assert plan.epsilon(1e-6) <= 3.0
+    arguments = {"batch_size": 50, "steps": 40, parameter: found + 1}
+    assert dpx.dp_sgd(1000, noise_multiplier=1.5, **arguments).epsilon(1e-6) > 3.0
+
+
+def test_calibration_that_no_value_meets():
+    plan = dpx.dp_sgd(1000, 500, 40, noise_multiplier=0.5)
+    with pytest.raises(ValueError, match="Not even steps = 1"):
+        plan.calibrate(0.1, 1e-6, "steps")
+    with pytest.raises(ValueError, match="NoClipping"):
+        dpx.dp_sgd(1000, 50, 40, clipping=dpx.NoClipping()).calibrate(1.0, 1e-6)
+    everything = dpx.dp_sgd(1000, 50, 1, noise_multiplier=1000.0).calibrate(3.0, 1e-6, "batch_size")
+    assert everything.sampler.batch_size == 1000
+
+
+def test_epsilon_is_monotone_and_pld_below_rdp():
+    base = {"num_examples": 1000, "batch_size": 50, "steps": 40, "noise_multiplier": 1.0}
+
+    def epsilon(**changes):
+        return dpx.dp_sgd(**{**base, **changes}).epsilon(1e-6)
+
+    middle = epsilon()
+    assert epsilon(noise_multiplier=1.1) < middle < epsilon(noise_multiplier=0.9)
+    assert epsilon(steps=20) < middle < epsilon(steps=60)
+    assert epsilon(batch_size=40) < middle < epsilon(batch_size=60)
+    assert middle <= epsilon(accountant="rdp")
+    assert middle < epsilon(adjacency="replace_one")
+    spent = [dpx.dp_sgd(**base).epsilon(1e-6, steps=t) for t in (0, 10, 40)]
+    assert spent[0] == 0 < spent[1] < spent[2] == middle
+
+
+def test_epsilon_and_delta_are_inverse():
+    plan = dpx.dp_sgd(1000, 50, 40, noise_multiplier=1.0)
+    assert plan.delta(plan.epsilon(1e-6)) == pytest.approx(1e-6, rel=1e-3)
+    assert plan.delta(0.0) == plan.trade_off().advantage
+
+
+@pytest.mark.parametrize("kind", [float, int, np.float32, np.int64])
+def test_nested_gaussians_are_accounted_whatever_the_type_of_the_multiplier(kind):
+    # dp_accounting's Rényi accountant drops the inner composition unless the multiplier is a `float`
+    inner = da.SelfComposedDpEvent(da.GaussianDpEvent(kind(2)), 4)
+    event = da.SelfComposedDpEvent(da.PoissonSampledDpEvent(0.1, inner), 100)
+    assert accounting.epsilon(event, 1e-5, accountant="rdp") == pytest.approx(7.9039, abs=1e-3)
+
+
+def test_negative_epsilons_are_never_printed():
+    assert dpx.dp_sgd(1000, 1, 1, noise_multiplier=100.0, accountant="rdp").epsilon(0.0009) >= 0
+    assert dpx.dp_sgd(1000, 1, 1, noise_multiplier=100.0).epsilon(0.0009) >= 0
+
+
+def test_trade_off_curve_is_below_the_exact_one():
+    plan = dpx.dp_sgd(10, 10, 1, noise_multiplier=1.0)
+    curve = plan.trade_off()
+    alpha = np.linspace(0, 1, 21)
+    exact = stats.norm.cdf(stats.norm.isf(alpha) - 1.0)  # a Gaussian of multiplier 1 is exactly 1-GDP
+    fnr = curve.false_negative_rate(alpha)
+    assert np.all(fnr <= exact + 1e-9) and np.all(fnr >= exact - 2e-3)
+    assert np.all(curve.true_positive_rate(alpha) >= alpha - 1e-12)
+    assert curve.advantage == pytest.approx(2 * stats.norm.cdf(0.5) - 1, abs=1e-4)
+    with pytest.raises(ValueError, match="false-positive rate"):
+        curve.false_negative_rate(1.5)
+
+
+def test_rdp_under_replacement_is_refused():
+    with pytest.raises(ValueError, match="half of what it is"):
+        dpx.dp_sgd(1000, 50, 40, noise_multiplier=1.0, adjacency="replace_one", accountant="rdp")
+
+
+def test_tiny_delta_is_refused_with_pld_and_answered_with_rdp():
+    plan = dpx.dp_sgd(1000, 50, 40, noise_multiplier=1.0)
+    with pytest.raises(ValueError, match="1e-12.*rdp"):
+        plan.epsilon(1e-13)
+    assert math.isfinite(dpx.dp_sgd(1000, 50, 40, noise_multiplier=1.0, accountant="rdp").epsilon(1e-13))
+
+
+def test_unknown_events_are_refused():
+    for accountant in ("pld", "rdp"):
+        with pytest.raises(ValueError, match="know"):
+            accounting.epsilon(da.UnsupportedDpEvent(), 1e-5, accountant=accountant)
+
+
+def test_a_million_steps_and_little_noise_cost_no_gigabytes():
+    assert dpx.dp_sgd(60_000, 256, 10**6, noise_multiplier=2.0).epsilon(1e-5) > 10
+    assert dpx.dp_sgd(60_000, 256, 1000, noise_multiplier=0.1).epsilon(1e-5) > 100
+
+
+def test_import_is_light_and_leaves_devices_alone():
+    code = (
+        "import sys, dpx, jax; assert not {'dp_accounting', 'scipy', 'matplotlib', 'typer', 'rich'} & set(sys.modules);"
+        "jax.config.update('jax_num_cpu_devices', 3); assert len(jax.devices()) == 3"
+    )
+    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True)

@@ -1,0 +1,184 @@
+"""Clipping: whatever the input, one example contributes at most the sensitivity."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import dpx
+from conftest import CLIPPINGS, METHODS, loss, make_batch, make_model, naive_clipped_sum, norm64
+from dpx._tree import grouped, per_example_power
+
+BOUND = 1 + 1e-6
+
+
+@eqx.filter_jit
+def clipped(norm, leaves, microbatch_size=None):
+    """Clips given per-example gradients: those of a loss that is linear in the parameters."""
+    params = [jnp.zeros(leaf.shape[1:], leaf.dtype) for leaf in leaves]
+
+    def linear(params, *example):
+        return sum(
+            (jnp.sum((p * g).astype(jnp.float32)) for p, g in zip(params, example, strict=True)),
+            jnp.zeros((), jnp.float32),
+        )
+
+    private_grad = dpx.PrivateGradient(
+        linear, dpx.FlatClipping(norm), dpx.IndependentGaussian(1.0), method=dpx.Vectorized(microbatch_size)
+    )
+    return private_grad.clipped_sum(params, tuple(leaves)).reveal()
+
+
+special = st.sampled_from([0.0, -0.0, 1e-30, 1e-8, 1.0, -3.0, 1e4, 6e4, 1e19, 3e38, np.inf, -np.inf, np.nan])
+numbers = st.one_of(special, st.floats(width=32))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    values=st.lists(numbers, min_size=6, max_size=6),
+    norm=st.floats(1e-6, 1e6),
+    dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
+)
+def test_guarantee_contribution_is_bounded_for_all_inputs(values, norm, dtype):
+    with np.errstate(over="ignore", invalid="ignore"):
+        flat = jnp.asarray(np.asarray(values, np.float32)).astype(dtype)
+    leaves = [flat[:4].reshape(1, 2, 2), flat[4:].reshape(1, 2)]
+    sensitivity = float(dpx.FlatClipping(norm).sensitivity)
+    out = clipped(jnp.asarray(sensitivity), leaves)
+    assert norm64(out) <= sensitivity * BOUND
+    if not np.all(np.isfinite(np.asarray(flat, np.float64))):
+        assert norm64(out) == 0.0
+    assert all(x.dtype == jnp.float32 for x in out)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_bound_holds_for_hundreds_of_half_precision_leaves(dtype):
+    # the square of one leaf is lost when it is added in half precision to the sum of hundreds
+    leaves = [jnp.full((1, 4), 0.0173, dtype) for _ in range(300)]
+    out = clipped(jnp.asarray(0.1), leaves)
+    assert 0.1 * (1 - 1e-5) <= norm64(out) <= 0.1 * BOUND
+
+
+@pytest.mark.parametrize("number", [1000, 4000])
+def test_norms_of_thousands_of_leaves_are_exact(number):
+    for value in (0.0173, 1.1, 0.7):
+        leaf = jnp.full((1, 3), value, jnp.bfloat16)
+        size = jnp.sqrt(grouped([per_example_power(leaf, 2)] * number, (0,) * number))[0, 0]
+        assert float(size) == pytest.approx(norm64([leaf] * number), rel=5e-7)
+
+
+def test_bound_holds_for_long_constant_gradients():
+    # float32 sums of millions of equal numbers drift by per cents if they are added one after the other
+    for value in (0.7, 1.1, 0.0173):
+        out = clipped(jnp.asarray(1.0), [jnp.full((1, 3_000_001), value)])
+        assert 1 - 1e-5 <= norm64(out) <= BOUND
+
+
+@pytest.mark.parametrize("name", CLIPPINGS)
+def test_clipped_sum_is_the_definition(name, model, batch):
+    clipping = CLIPPINGS[name]
+    private_grad = dpx.PrivateGradient(loss, clipping, _noise_for(clipping))
+    out = private_grad.clipped_sum(model, batch).reveal()
+    expected = naive_clipped_sum(loss, model, batch, np.ones(8, bool), 0.5, clipping.order, clipping.unit_norm)
+    for a, b in zip(jax.tree.leaves(out), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CLIPPINGS)
+def test_sensitivity_by_adding_removing_and_replacing(name, model):
+    clipping = CLIPPINGS[name]
+    private_grad = dpx.PrivateGradient(loss, clipping, _noise_for(clipping))
+    x, y = make_batch()
+    other = np.float32(1e3) * np.ones_like(x)
+
+    def total(mask, x=x):
+        return private_grad.clipped_sum(model, (x, y), mask=mask).reveal()
+
+    def distance(a, b):
+        return norm64(jax.tree.map(jnp.subtract, a, b), clipping.order)
+
+    everyone = np.ones(8, bool)
+    bound = private_grad.sensitivity * (1 + 1e-5)  # the float32 sum over examples rounds
+    removed = []
+    for i in range(8):
+        without = everyone.copy()
+        without[i] = False
+        replaced = x.copy()
+        replaced[i] = other[i]
+        removed.append(distance(total(everyone), total(without)))
+        assert removed[-1] <= bound
+        assert distance(total(everyone), total(everyone, replaced)) <= 2 * bound
+    assert max(removed) >= private_grad.sensitivity * (1 - 1e-4)  # the bound is attained: it is not slack that passes
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("poison", [np.nan, np.inf, 1e38])
+def test_guarantee_nonfinite_example_contributes_exactly_zero(method, poison, model):
+    private_grad = dpx.PrivateGradient(
+        loss, dpx.FlatClipping(0.5), dpx.IndependentGaussian(1.0), method=METHODS[method]
+    )
+    x, y = make_batch()
+    x[3] = poison
+    mask = np.ones(8, bool)
+    out = private_grad.clipped_sum(model, (x, y), mask=mask).reveal()
+    mask[3] = False
+    clean = private_grad.clipped_sum(model, (np.where(mask[:, None], x, 0), y), mask=mask).reveal()
+    for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(clean), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_masked_examples_contribute_nothing_whatever_they_contain(model):
+    private_grad = dpx.PrivateGradient(loss, dpx.FlatClipping(0.5), dpx.IndependentGaussian(1.0))
+    x, y = make_batch()
+    mask = np.arange(8) < 5
+    reference = private_grad.clipped_sum(model, (x, y), mask=mask).reveal()
+    for junk in (0.0, np.nan, np.inf, 1e30):
+        dirty = np.where(mask[:, None], x, np.float32(junk))
+        out = private_grad.clipped_sum(model, (dirty, y), mask=mask).reveal()
+        for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(reference), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_no_clipping_is_the_plain_sum(model, batch):
+    private_grad = dpx.PrivateGradient(loss, dpx.NoClipping(), dpx.IndependentGaussian())
+    grads, _, _ = private_grad(model, batch, private_grad.init(model))
+    plain = eqx.filter_grad(lambda m: jnp.sum(jax.vmap(loss, (None, 0, 0))(m, *batch)))(model)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert private_grad.sensitivity == np.inf
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0, np.inf, np.nan, 1e-20, 1e30])
+def test_bad_clip_norms(norm):
+    with pytest.raises(ValueError, match=r"FlatClipping\(norm=\.\.\.\)"):
+        dpx.FlatClipping(norm)
+
+
+def test_bad_order():
+    with pytest.raises(ValueError, match="order"):
+        dpx.FlatClipping(1.0, order=3)
+    with pytest.raises(ValueError, match="order=2"):
+        dpx.PrivateGradient(loss, dpx.FlatClipping(1.0, order=1), dpx.IndependentGaussian(1.0))
+
+
+def test_sweep_over_clip_norms_is_a_vmap(batch):
+    model = make_model()
+
+    def one(norm):
+        return (
+            dpx.PrivateGradient(loss, dpx.FlatClipping(norm), dpx.IndependentGaussian(1.0))
+            .clipped_sum(model, batch)
+            .reveal()
+        )
+
+    norms = jnp.array([0.1, 1.0])
+    swept = eqx.filter_vmap(one)(norms)
+    for i in range(2):
+        for a, b in zip(jax.tree.leaves(swept), jax.tree.leaves(one(norms[i])), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-5)
+
+
+def _noise_for(clipping):
+    return dpx.IndependentGaussian(1.0) if clipping.order == 2 else dpx.Laplace(1.0)

@@ -1,0 +1,161 @@
+"""Samplers: pure functions of (seed, step) with the stated distribution, at a cost proportional to the batch."""
+
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import dpx
+from conftest import SAMPLERS
+from dpx.sampling import gather_batches
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_batches_are_pure_functions_of_seed_and_step(name):
+    sampler = SAMPLERS[name]
+    for step in (0, 7, 399):
+        first = sampler.indices(11, step)
+        np.testing.assert_array_equal(first, sampler.indices(11, step))
+        assert first.dtype == np.int64
+        assert np.all(np.diff(first) > 0) and first.min(initial=0) >= 0 and first.max(initial=0) < sampler.num_examples
+        assert len(first) <= sampler.physical_batch_size
+    if sampler.batch_size < sampler.num_examples:
+        many = {tuple(sampler.indices(seed, step)) for seed in range(5) for step in range(5)}
+        assert len(many) == 25
+
+
+@pytest.mark.parametrize("name", ["poisson", "poisson-truncated"])
+def test_inclusion_frequencies_are_the_sampling_probability(name):
+    sampler = SAMPLERS[name]
+    rows = np.zeros((400, 50), bool)
+    for step in range(400):
+        rows[step, sampler.indices(3, step)] = True
+    q = 0.2
+    if sampler.max_batch_size:
+        sizes = np.arange(51)
+        q = np.sum(stats.binom.pmf(sizes, 50, 0.2) * np.minimum(sizes, 14)) / 50
+    # 50 counts, each beyond these quantiles once in 1e8
+    counts = rows.sum(0)
+    assert stats.binom.ppf(5e-9, 400, q) <= counts.min() and counts.max() <= stats.binom.isf(5e-9, 400, q)
+    total = rows.sum()
+    assert abs(total - 20_000 * q) < 6 * np.sqrt(20_000 * q * (1 - q))
+
+
+def test_poisson_sizes_are_binomial_and_coins_independent():
+    sampler = dpx.PoissonSampler(30, 9, 5000)
+    rows = np.zeros((5000, 30), bool)
+    for step in range(5000):
+        rows[step, sampler.indices(5, step)] = True
+    sizes = np.bincount(rows.sum(1), minlength=31)
+    expected = 5000 * stats.binom.pmf(np.arange(31), 30, 0.3)
+    keep = expected > 5
+    observed = np.append(sizes[keep], sizes[~keep].sum())
+    assert stats.chisquare(observed, np.append(expected[keep], expected[~keep].sum())).pvalue > 1e-7
+    # coins of different examples, and of the same example in consecutive steps: 6 standard deviations, passed once in 1e9 a pair
+    correlation = np.corrcoef(rows.T) - np.eye(30)
+    assert np.abs(correlation).max() < 7 / np.sqrt(5000)
+    assert np.abs(np.corrcoef(rows[1:].ravel(), rows[:-1].ravel())[0, 1]) < 6 / np.sqrt(rows.size)
+
+
+def test_truncation_keeps_a_uniform_subset():
+    sampler = dpx.PoissonSampler(20, 10, 4000, max_batch_size=10)
+    sizes = np.array([len(sampler.indices(1, step)) for step in range(4000)])
+    assert sizes.max() == 10
+    share = stats.binom.sf(9, 20, 0.5)
+    assert abs((sizes == 10).mean() - share) < 6 * np.sqrt(share * (1 - share) / 4000)
+
+
+def test_a_batch_from_a_billion_examples_costs_milliseconds_and_little_memory():
+    sampler = dpx.PoissonSampler(10**9, 1000, 100)
+    sampler.indices(0, 0)
+    tracemalloc.start()
+    begin = time.perf_counter()
+    for step in range(10):
+        sampler.indices(0, step)
+    seconds = (time.perf_counter() - begin) / 10
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6 and seconds < 0.1  # measured: 0.3 ms; the margin is for busy machines
+
+
+def test_physical_size_covers_the_tail():
+    for n, b in ((60_000, 256), (100, 10), (10**9, 1000), (50, 49)):
+        size = dpx.PoissonSampler(n, b, 1).physical_batch_size
+        assert stats.binom.sf(size, n, b / n) <= 1e-9
+        assert size <= n and size < 3 * b + 100
+
+
+def test_batches_are_padded_resumable_and_complete():
+    sampler = SAMPLERS["poisson"]
+    data = (np.arange(50), {"y": np.arange(50.0)[:, None]})
+    whole = list(gather_batches(sampler, data, seed=4))
+    rest = list(gather_batches(sampler, data, seed=4, start=390))
+    assert len(whole) == 400 and len(rest) == 10
+    for (a, mask_a), (b, mask_b) in zip(whole[390:], rest, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+        np.testing.assert_array_equal(mask_a, mask_b)
+    assert len({mask.shape for _, mask in whole}) == 1
+    for step in (0, 17):
+        (x, y), mask = whole[step]
+        np.testing.assert_array_equal(x[mask], sampler.indices(4, step))
+        np.testing.assert_array_equal(y["y"][mask, 0], x[mask])
+        assert not x[~mask].any()
+    assert list(gather_batches(sampler, data, seed=4, start=400)) == []
+
+
+def test_padding_grows_rather_than_drop_an_example():
+    class Physical(dpx.AbstractSampler):
+        num_examples: int = 50
+        batch_size: int = 1
+        steps: int = 2
+
+        participation = dpx.Participation(1, None)
+        physical_batch_size = 8
+        assumption = ""
+
+        def indices(self, seed, step):
+            return np.arange(5 + 20 * step)
+
+        def event(self, mechanism, bands, steps):
+            raise NotImplementedError
+
+    sizes = [(mask.sum(), mask.shape[0]) for _, mask in gather_batches(Physical(), (np.arange(50),), seed=0)]
+    assert sizes == [(5, 8), (25, 32)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ((100, 512, 10), "must be at most `num_examples`; got 512 of 100"),
+        ((100, 10, 0), r"steps=\.\.\.\)` must be at least 1"),
+        ((100, 0, 10), "batch_size"),
+        ((0, 1, 10), "num_examples"),
+        ((100, 2.5, 10), "must be an integer"),
+        ((100, 50, 10, 20), "max_batch_size"),
+    ],
+)
+def test_bad_samplers(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        dpx.PoissonSampler(*arguments)
+
+
+def test_steps_and_seeds_out_of_range():
+    sampler = SAMPLERS["poisson"]
+    for step in (-1, 400):
+        with pytest.raises(ValueError, match="400 steps"):
+            sampler.indices(0, step)
+    for seed in (-1, 2**128):
+        with pytest.raises(ValueError, match="seed"):
+            sampler.indices(seed, 0)
+
+
+def test_data_of_another_length_is_refused():
+    sampler = SAMPLERS["poisson"]
+    with pytest.raises(ValueError, match=r"`data\[0\]` must have `num_examples` = 50 rows"):
+        gather_batches(sampler, (np.zeros(49),), seed=0)
+    with pytest.raises(ValueError, match="must be a tuple"):
+        gather_batches(sampler, np.zeros(50), seed=0)
+    with pytest.raises(ValueError, match="400 steps"):
+        gather_batches(sampler, (np.zeros(50),), seed=0, start=401)
