@@ -35,6 +35,10 @@ NOISES = {"gaussian": dpx.IndependentGaussian(1.5), "laplace": dpx.Laplace(1.5)}
 SAMPLERS = {
     "poisson": dpx.PoissonSampler(50, 10, 400),
     "poisson-truncated": dpx.PoissonSampler(50, 10, 400, max_batch_size=14),
+    "cyclic": dpx.CyclicPoissonSampler(50, 8, 400, 5),
+    "cyclic-equal": dpx.CyclicPoissonSampler(50, 8, 400, 5, partition="equal"),
+    "shuffle": dpx.ShuffleSampler(50, 8, 400),
+    "reshuffle": dpx.ShuffleSampler(50, 8, 400, reshuffle=True),
     "poisson-all": dpx.PoissonSampler(20, 20, 400),
 }
 
@@ -68,15 +72,15 @@ def make_batch(size=8, seed=0):
 
 def naive_clipped_sum(loss, model, batch, mask, norm, order=2, unit_norm=False):
     """The definition, one example at a time, clipped and added up in float64."""
-    total = None
+    sums: dict[int, np.ndarray] = {}
     for i in np.flatnonzero(mask):
         grad = eqx.filter_grad(loss)(model, *jax.tree.map(lambda leaf, i=i: leaf[i], batch))
         leaves = [np.asarray(g, np.float64) for g in jax.tree.leaves(grad)]
         size = sum(np.sum(np.abs(g) ** order) for g in leaves) ** (1 / order)
         scale = min(1.0, norm / size) if size > 0 else 1.0
-        leaves = [scale / (norm if unit_norm else 1.0) * g for g in leaves]
-        total = leaves if total is None else [a + b for a, b in zip(total, leaves, strict=True)]
-    return total
+        for k, g in enumerate(leaves):
+            sums[k] = sums.get(k, 0.0) + scale / (norm if unit_norm else 1.0) * g
+    return [sums[k] for k in range(len(sums))]
 
 
 def norm64(tree, order=2):

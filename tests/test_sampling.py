@@ -10,6 +10,7 @@ from scipy import stats
 import dpx
 from conftest import SAMPLERS
 from dpx.sampling import gather_batches
+from dpx.sampling._permutation import permuted
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -24,6 +25,84 @@ def test_batches_are_pure_functions_of_seed_and_step(name):
     if sampler.batch_size < sampler.num_examples:
         many = {tuple(sampler.indices(seed, step)) for seed in range(5) for step in range(5)}
         assert len(many) == 25
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_guarantee_participation_is_never_denser_than_stated(name):
+    sampler = SAMPLERS[name]
+    for seed in range(3):
+        steps = [[] for _ in range(sampler.num_examples)]
+        for step in range(sampler.steps):
+            for row in sampler.indices(seed, step):
+                steps[row].append(step)
+        gaps = [gap for taken in steps for gap in np.diff(taken)]
+        assert min(gaps) >= sampler.participation.min_separation
+        assert max(map(len, steps)) <= sampler.participation.max_participations
+        assert min(map(len, steps)) > 0
+
+
+def test_cyclic_groups_are_independent_draws_and_their_coins_fair():
+    sampler = SAMPLERS["cyclic"]
+    members = np.zeros((60, 50), int)
+    sizes = []
+    for seed in range(60):
+        for step in range(400):
+            rows = sampler.indices(seed, step)
+            members[seed, rows] = step % 5
+            sizes.append(len(rows))
+    # 3,000 draws of a group, uniform and, between neighbours, independent: chi-square, false alarm 1e-7
+    assert stats.chisquare(np.bincount(members.ravel(), minlength=5)).pvalue > 1e-7
+    pairs = np.bincount((members[:, :-1] * 5 + members[:, 1:]).ravel(), minlength=25)
+    assert stats.chisquare(pairs).pvalue > 1e-7
+    # mean 8 with a standard deviation below 2 within, and 10 / 5 between groups of one seed
+    assert abs(np.mean(sizes) - 8) < 6 * (2 / np.sqrt(24_000) + 3 / np.sqrt(300))
+    equal = SAMPLERS["cyclic-equal"]
+    groups = [set() for _ in range(5)]
+    for step in range(400):
+        groups[step % 5] |= set(equal.indices(0, step).tolist())
+    assert [len(g) for g in groups] == [10] * 5
+
+
+def test_shuffling_passes_over_the_data():
+    fixed, fresh = SAMPLERS["shuffle"], SAMPLERS["reshuffle"]
+    counts = np.bincount(np.concatenate([fixed.indices(0, t) for t in range(25)]), minlength=50)
+    assert set(counts) == {4}  # 25 batches of 8 are four passes over 50
+    first, second = ([fresh.indices(0, 6 * epoch + t) for t in range(6)] for epoch in (0, 1))
+    for epoch in (first, second):
+        assert len(np.unique(np.concatenate(epoch))) == 48
+    assert any(not np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("size", [7, 1000, 2**20 + 77])
+def test_permutations_are_bijections(size):
+    out = permuted(np.arange(size), size, seed=5)
+    np.testing.assert_array_equal(np.sort(out), np.arange(size))
+    np.testing.assert_array_equal(permuted(np.arange(3), size, seed=5), out[:3])
+    assert not np.array_equal(permuted(np.arange(size), size, seed=6), out)
+    assert abs(np.corrcoef(np.arange(size), out)[0, 1]) < 6 / np.sqrt(size)
+
+
+@pytest.mark.parametrize("cls", [dpx.CyclicPoissonSampler, dpx.ShuffleSampler])
+def test_other_samplers_of_a_billion_examples(cls):
+    sampler = cls(10**9, 1000, 100, **({"cycle_length": 16} if cls is dpx.CyclicPoissonSampler else {}))
+    sampler.indices(0, 0)
+    tracemalloc.start()
+    begin = time.perf_counter()
+    rows = sampler.indices(0, 1)
+    seconds = time.perf_counter() - begin
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(np.unique(rows)) == len(rows) and rows.max() < 10**9 and rows.min() >= 0
+    assert peak < 1e6 and seconds < 0.2  # measured: 1.4 ms
+
+
+def test_bad_cyclic_and_shuffle_samplers():
+    with pytest.raises(ValueError, match=r"at most `num_examples / batch_size` = 10"):
+        dpx.CyclicPoissonSampler(100, 10, 50, 11)
+    with pytest.raises(ValueError, match="partition"):
+        dpx.CyclicPoissonSampler(100, 10, 50, 5, partition="random")
+    with pytest.raises(ValueError, match="got 200 of 100"):
+        dpx.ShuffleSampler(100, 200, 50)
 
 
 @pytest.mark.parametrize("name", ["poisson", "poisson-truncated"])
@@ -111,15 +190,31 @@ def test_padding_grows_rather_than_drop_an_example():
         batch_size: int = 1
         steps: int = 2
 
-        participation = dpx.Participation(1, None)
-        physical_batch_size = 8
-        assumption = ""
+        @property
+        def participation(self):
+            return dpx.Participation(1, None)
+
+        @property
+        def participation_per_event(self):
+            return dpx.Participation(1, None)
+
+        @property
+        def adjacencies(self):
+            return ()
+
+        @property
+        def physical_batch_size(self):
+            return 8
+
+        @property
+        def assumption(self):
+            return ""
 
         def indices(self, seed, step):
             return np.arange(5 + 20 * step)
 
         def event(self, mechanism, bands, steps):
-            raise NotImplementedError
+            raise AssertionError
 
     sizes = [(mask.sum(), mask.shape[0]) for _, mask in gather_batches(Physical(), (np.arange(50),), seed=0)]
     assert sizes == [(5, 8), (25, 32)]

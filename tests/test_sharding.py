@@ -1,6 +1,7 @@
 """Several devices: the numbers of one, the noise bit for bit, and no communication for it."""
 
 import re
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -97,14 +98,13 @@ def test_noise_needs_no_collective():
 
         text = jax.jit(only_noise).lower(total, state.key).compile().as_text()
         assert text is not None and not COLLECTIVES.search(text)
-        compiled = [
-            eqx.filter_jit(f).lower(*arguments).compile().compiled.as_text()  # pyright: ignore[reportAttributeAccessIssue]
-            for f, arguments in (
-                (step, (sharded_model, sharded_batch, state)),
-                (without_noise, (sharded_model, sharded_batch)),
-            )
-        ]
-        with_noise, without = (len(COLLECTIVES.findall(text)) for text in compiled)
+
+        def collectives(function, *arguments):
+            compiled: Any = eqx.filter_jit(function).lower(*arguments).compile().compiled
+            return len(COLLECTIVES.findall(compiled.as_text()))
+
+        with_noise = collectives(step, sharded_model, sharded_batch, state)
+        without = collectives(without_noise, sharded_model, sharded_batch)
         assert without > 0  # the sum over examples does communicate, so the pattern finds collectives
         assert with_noise <= without + 1  # the flag that says whether all is finite
 

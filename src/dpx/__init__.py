@@ -1,12 +1,17 @@
 """Differentially private machine learning in JAX and Equinox."""
 
-from . import accounting as accounting, random as random, sharding as sharding
+from . import accounting as accounting, random as random, sharding as sharding, strategies as strategies
 from ._sensitive import Sensitive as Sensitive
 from ._types import Participation as Participation
 from .clipping import AbstractClipping as AbstractClipping, FlatClipping as FlatClipping, NoClipping as NoClipping
 from .gradients import AbstractGradientMethod as AbstractGradientMethod, Auto as Auto, Vectorized as Vectorized
-from .noise import AbstractNoise as AbstractNoise, IndependentGaussian as IndependentGaussian, Laplace as Laplace
-from .plan import PrivacyPlan as PrivacyPlan, dp_sgd as dp_sgd
+from .noise import (
+    AbstractNoise as AbstractNoise,
+    CorrelatedGaussian as CorrelatedGaussian,
+    IndependentGaussian as IndependentGaussian,
+    Laplace as Laplace,
+)
+from .plan import PrivacyPlan as PrivacyPlan, dp_mf as dp_mf, dp_sgd as dp_sgd
 from .private_gradient import (
     Diagnostics as Diagnostics,
     Explanation as Explanation,
@@ -14,4 +19,21 @@ from .private_gradient import (
     PrivateGradientState as PrivateGradientState,
     Result as Result,
 )
-from .sampling import AbstractSampler as AbstractSampler, PoissonSampler as PoissonSampler
+from .sampling import (
+    AbstractSampler as AbstractSampler,
+    CyclicPoissonSampler as CyclicPoissonSampler,
+    PoissonSampler as PoissonSampler,
+    ShuffleSampler as ShuffleSampler,
+)
+from .strategies import (
+    AbstractStrategy as AbstractStrategy,
+    BandedInverse as BandedInverse,
+    BandedToeplitz as BandedToeplitz,
+    BufferedToeplitz as BufferedToeplitz,
+    ColumnNormalizedBanded as ColumnNormalizedBanded,
+    DenseStrategy as DenseStrategy,
+    GeometricStrategy as GeometricStrategy,
+    Identity as Identity,
+    SquareRootToeplitz as SquareRootToeplitz,
+    TreeAggregation as TreeAggregation,
+)

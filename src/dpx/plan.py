@@ -14,10 +14,18 @@ from ._checks import positive_float, positive_int, probability
 from ._types import RealScalarLike
 from .accounting import NEIGHBOURS, AccountantName, Adjacency, TradeOffCurve
 from .clipping import AbstractClipping, FlatClipping, NoClipping
-from .noise import AbstractNoise, IndependentGaussian
+from .noise import AbstractNoise, CorrelatedGaussian, IndependentGaussian
 from .private_gradient import PrivateGradient
 from .random import fresh_seed
-from .sampling import AbstractSampler, PoissonSampler, check_seed, gather_batches
+from .sampling import (
+    AbstractSampler,
+    CyclicPoissonSampler,
+    PoissonSampler,
+    ShuffleSampler,
+    check_seed,
+    gather_batches,
+)
+from .strategies import AbstractStrategy, BandedToeplitz, SquareRootToeplitz
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -71,6 +79,11 @@ class PrivacyPlan(eqx.Module):
     ):
         accounting.check_adjacency(adjacency)
         accounting.check_accountant(accountant, adjacency)
+        if adjacency not in sampler.adjacencies:
+            raise ValueError(
+                f"`{type(sampler).__name__}` needs `adjacency` to be one of {', '.join(map(repr, sampler.adjacencies))}: the batches of everybody "
+                f"depend on how many examples there are, so none can be added or removed; got {adjacency!r}."
+            )
         if clipping.order != noise.order:
             raise ValueError(
                 f"`{type(noise).__name__}` needs clipping in the l{noise.order} norm; `{type(clipping).__name__}` bounds the "
@@ -147,6 +160,23 @@ class PrivacyPlan(eqx.Module):
         deltas = np.clip([distribution.get_delta(float(e)) for e in epsilons], 0.0, 1.0)
         return TradeOffCurve(tuple(epsilons.tolist()), tuple(deltas.tolist()))
 
+    def error(self, workload: Any = "prefix", kind: str = "mean") -> float:
+        r"""Root-mean-square error, per coordinate, that the noise brings into sums of the normalised gradients.
+
+        **Arguments:**
+
+        - `workload`: `"prefix"` (sums of all gradients so far, which plain SGD follows), or another that
+            `dpx.strategies.AbstractStrategy.error` takes, such as `dpx.strategies.momentum_workload` gives.
+        - `kind`: the `"mean"` over steps or the `"max"`.
+
+        **Returns:**
+
+        The error in units of a gradient: of two plans with the same clip norm and budget, the one with the smaller error trains better, as
+        a rule.
+        """
+        factor = self.noise.error(self.steps, self.sampler.participation_per_event, workload, kind)
+        return self.noise_multiplier * float(self.clipping.sensitivity) * factor / self.sampler.batch_size
+
     def calibrate(
         self,
         epsilon: RealScalarLike,
@@ -203,7 +233,7 @@ class PrivacyPlan(eqx.Module):
             self.noise,
             normalizer=float(self.sampler.batch_size),
             steps=self.steps,
-            participation=self.sampler.participation,
+            participation=self.sampler.participation_per_event,
             **options,
         )
 
@@ -232,14 +262,15 @@ class PrivacyPlan(eqx.Module):
         tool = {"pld": "privacy loss distributions", "rdp": "Rényi differential privacy"}[self.accountant]
         neighbours = NEIGHBOURS[self.adjacency].format(unit=self.unit)
         norm = f"{float(self.clipping.sensitivity):.6g}"
+        scale = float(self.noise.scale(self.clipping.sensitivity, self.steps, self.sampler.participation_per_event))
         lines = [
             f"This run is ({_rounded_up(epsilon)}, {delta:g})-differentially private for one {self.unit}.",
             "",
             f"- Neighbouring data sets: {neighbours} (adjacency `{self.adjacency}`).",
             f"- Mechanism: {self.noise.description}, on sums of clipped per-{self.unit} gradients.",
             f"- Clipping: `{type(self.clipping).__name__}`, l{self.clipping.order} clip norm {norm}.",
-            f"- Noise multiplier: {self.noise_multiplier:.6g} (standard deviation {self.noise_multiplier * float(self.clipping.sensitivity):.6g} "
-            "in every coordinate of the sum).",
+            f"- Noise multiplier: {self.noise_multiplier:.6g}; noise of scale {scale:.6g} in every coordinate of the sum"
+            f"{' before it is correlated' if self.noise.bands != 1 else ''}.",
             f"- Sampling: {self.sampler.assumption}.",
             f"- Steps: {self.steps}. All intermediate models may be published.",
             f"- Epsilon: {_rounded_up(epsilon)} at delta {delta:g}, an upper bound computed with {tool} (dp_accounting {_version()}).",
@@ -371,20 +402,107 @@ def dp_sgd(
 
         Abadi et al., *Deep learning with differential privacy*, CCS 2016.
     """
-    # not a default argument: importing dpx must not start JAX's devices
-    clipping = FlatClipping(1.0) if clipping is None else clipping
     sampler = PoissonSampler(num_examples, batch_size, steps, max_batch_size)
     noise = IndependentGaussian(noise_multiplier)
-    plan = PrivacyPlan(sampler, clipping, noise, adjacency=adjacency, unit=unit, accountant=accountant)
+    return _finished(
+        "dp_sgd", sampler, clipping, noise, epsilon, delta, adjacency=adjacency, unit=unit, accountant=accountant
+    )
+
+
+def dp_mf(
+    num_examples: Any,
+    batch_size: Any,
+    steps: Any,
+    *,
+    strategy: AbstractStrategy | None = None,
+    bands: Any = None,
+    amplified: bool | None = None,
+    replay: bool = False,
+    epsilon: RealScalarLike | None = None,
+    delta: RealScalarLike | None = None,
+    noise_multiplier: RealScalarLike | None = None,
+    clipping: AbstractClipping | None = None,
+    adjacency: str | None = None,
+    unit: str = "example",
+    accountant: str = "pld",
+) -> PrivacyPlan:
+    r"""The plan of DP-FTRL by matrix factorization: clipping, and Gaussian noise that is correlated between steps.
+
+    ```python
+    plan = dpx.dp_mf(num_examples=60_000, batch_size=500, steps=1_000, bands=16, epsilon=1.0, delta=1e-6)
+    ```
+
+    Amplified, the data is dealt into as many groups as there are bands, which take turns and are Poisson-sampled; not amplified, the data
+    passes in one fixed order, once or for several epochs, and the noise is scaled to the participations.
+
+    **Arguments:**
+
+    - `num_examples`, `batch_size`, `steps`: of the run.
+    - `strategy`: the matrix, from `dpx.strategies`; by default the optimal banded Toeplitz matrix with `bands` bands.
+    - `bands`: its number of bands.
+    - `amplified`: whether to sample; by default if the strategy is banded and there is room for that many groups.
+    - `replay`: as for `CorrelatedGaussian`.
+    - `epsilon`, `delta` or `noise_multiplier`, `clipping`, `unit`, `accountant`: as for `dp_sgd`.
+    - `adjacency`: by default `"add_or_remove_one"` amplified, else `"replace_special"`.
+
+    **Raises:** `ValueError` where strategy and sampling do not fit.
+
+    ??? cite "Reference"
+
+        Denisov et al. 2022; Choquette-Choo et al., *(Amplified) banded matrix factorization*, NeurIPS 2023.
+    """
+    steps = positive_int("dp_mf(steps=...)", steps)
+    if (strategy is None) == (bands is None):
+        raise ValueError(
+            "`dp_mf` needs a `strategy=`, or the number of `bands=` of one to optimise; got both or neither."
+        )
+    if strategy is None:
+        strategy = BandedToeplitz.optimize(steps, bands)
+    if isinstance(strategy, SquareRootToeplitz) and strategy.steps is None:
+        strategy = SquareRootToeplitz(steps)  # its buffers are one for each step
+    room = positive_int("dp_mf(num_examples=...)", num_examples) // positive_int("dp_mf(batch_size=...)", batch_size)
+    if amplified is None:
+        amplified = strategy.bands is not None and 1 <= strategy.bands <= room
+    if amplified and strategy.bands is None:
+        raise ValueError(
+            f"`dp_mf(amplified=True)` needs a banded strategy; `{type(strategy).__name__}` is not. Use `bands=`, or `amplified=False`."
+        )
+    if amplified:
+        sampler = CyclicPoissonSampler(num_examples, batch_size, steps, strategy.bands)
+    else:
+        sampler = ShuffleSampler(num_examples, batch_size, steps)
+    if adjacency is None:
+        adjacency = sampler.adjacencies[0] if amplified else "replace_special"
+    noise = CorrelatedGaussian(strategy, noise_multiplier, replay)
+    return _finished(
+        "dp_mf", sampler, clipping, noise, epsilon, delta, adjacency=adjacency, unit=unit, accountant=accountant
+    )
+
+
+def _finished(
+    name: str,
+    sampler: AbstractSampler,
+    clipping: AbstractClipping | None,
+    noise: AbstractNoise,
+    epsilon: RealScalarLike | None,
+    delta: RealScalarLike | None,
+    **options: str,
+) -> PrivacyPlan:
+    """A plan with a given noise multiplier, or calibrated to a given budget: one of the two."""
+    # not a default argument: importing dpx must not start JAX's devices
+    clipping = FlatClipping(1.0) if clipping is None else clipping
+    plan = PrivacyPlan(sampler, clipping, noise, **options)
     if epsilon is None:
-        if noise_multiplier is None and not isinstance(clipping, NoClipping):
-            raise ValueError("`dp_sgd` needs a budget, `epsilon=` and `delta=`, or a `noise_multiplier=`; got neither.")
+        if not plan.is_calibrated:
+            raise ValueError(
+                f"`{name}` needs a budget, `epsilon=` and `delta=`, or a `noise_multiplier=`; got neither."
+            )
         return plan
-    if noise_multiplier is not None:
-        raise ValueError("`dp_sgd` takes a budget, `epsilon=` and `delta=`, or a `noise_multiplier=`, not both.")
+    if noise.noise_multiplier is not None:
+        raise ValueError(f"`{name}` takes a budget, `epsilon=` and `delta=`, or a `noise_multiplier=`, not both.")
     if delta is None:
         raise ValueError(
-            f"`dp_sgd(epsilon={epsilon})` needs a `delta=` too, well below 1 / num_examples = {1 / sampler.num_examples:g}."
+            f"`{name}(epsilon={epsilon})` needs a `delta=` too, well below 1 / num_examples = {1 / sampler.num_examples:g}."
         )
     return plan.calibrate(epsilon, delta)
 

@@ -238,15 +238,14 @@ class PrivateGradient(eqx.Module):
             key = jr.fold_in(jr.fold_in(state.key, _LOSS), state.step)
         out, mask = self._clipped(model, batch, state.clipping, mask, key)
 
-        def stream(domain):
-            return jr.fold_in(jr.fold_in(state.key, domain), state.step)
-
         if isinstance(self.clipping, NoClipping):
             noisy, buffers = out.total, state.noise
         else:
             scale = self.noise.scale(self.clipping.sensitivity, self.steps, self.participation)
-            noisy, buffers = self.noise.step(out.total, scale, stream(_NOISE), state.step, state.noise)
-        clipping = self.clipping.update(state.clipping, out.norms, mask, self.normalizer, stream(_CLIPPING))
+            noise_key = jr.fold_in(state.key, _NOISE)
+            noisy, buffers = self.noise.step(out.total, scale, noise_key, state.step, state.noise)
+        clipping_key = jr.fold_in(jr.fold_in(state.key, _CLIPPING), state.step)
+        clipping = self.clipping.update(state.clipping, out.norms, mask, self.normalizer, clipping_key)
         grads = self._published(noisy, state.clipping)
 
         # jnp.where rather than eqx.error_if, which deadlocks on several devices

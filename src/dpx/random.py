@@ -10,6 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Key
 
+from ._chacha import CHACHA20 as CHACHA20
 from ._checks import is_tracing
 
 _MSG_TRACED = (
@@ -19,12 +20,12 @@ _MSG_TRACED = (
 )
 
 
-def fresh_key(impl: str | None = None) -> Key[Array, ""]:
+def fresh_key(impl: Any = None) -> Key[Array, ""]:
     """A PRNG key made of entropy from the operating system.
 
     **Arguments:**
 
-    - `impl`: JAX's name of the key type; by default `jax_default_prng_impl`.
+    - `impl`: the key type: a name of JAX's, or `dpx.random.CHACHA20`; by default `jax_default_prng_impl`.
 
     **Returns:**
 
@@ -40,6 +41,39 @@ def fresh_key(impl: str | None = None) -> Key[Array, ""]:
     shape = jax.random.key_data(like).shape
     words = np.frombuffer(os.urandom(4 * int(np.prod(shape))), np.uint32).reshape(shape)
     return jr.wrap_key_data(jnp.asarray(words), impl=jr.key_impl(like))
+
+
+def chacha_key() -> Key[Array, ""]:
+    """A ChaCha20 key of 256 bits of entropy from the operating system: cryptographic randomness for `jax.random` and all of dpx.
+
+    ```python
+    state = private_grad.init(model, key=dpx.random.chacha_key())
+    ```
+
+    JAX's own generator, threefry, has keys of 64 bits and is not meant to withstand an attacker, who sees noisy gradients and may know
+    most of the noise. With ChaCha20 (RFC 8439), to predict the rest is to break the cipher.
+
+    !!! success "Guarantee"
+
+        Streams of keys derived by `split` and `fold_in` do not overlap, and no stream repeats. The numbers are the same eager, jitted,
+        vmapped, and on any number of devices, each of which computes its own without communication.
+
+    **Returns:**
+
+    A typed key, as for `fresh_key(impl=dpx.random.CHACHA20)`. `jax.random.key(seed, impl=dpx.random.CHACHA20)` is one that can be guessed as
+    easily as the seed: for tests.
+
+    **Raises:**
+
+    - `RuntimeError` inside a traced function, where the key would become a constant of the compiled program.
+
+    ??? cite "Reference"
+
+        Nir and Langley, *ChaCha20 and Poly1305 for IETF protocols*, RFC 8439, 2018; Bernstein, *ChaCha, a variant of Salsa20*, 2008.
+    """
+    if is_tracing():
+        raise RuntimeError(_MSG_TRACED.format(name="chacha_key"))
+    return fresh_key(CHACHA20)
 
 
 def fresh_seed() -> int:

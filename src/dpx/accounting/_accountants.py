@@ -3,8 +3,11 @@
 `dp_accounting` takes two seconds to import, so it is imported when a question is asked.
 """
 
+import contextlib
 import functools
+import logging
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -21,13 +24,28 @@ _FINEST = 1e-4
 _SMALLEST_DELTA = 1e-12
 
 # Enough orders to bracket a calibration; the reported RDP epsilon uses dp_accounting's own, finer orders.
-_COARSE_ORDERS = (1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
+# Integers have closed forms that always converge.
+_COARSE_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
 
 NEIGHBOURS = {
     "add_or_remove_one": "one {unit} is added to or removed from the data",
     "replace_one": "one {unit} is replaced by any other",
     "replace_special": "one {unit} is replaced by an empty one, which contributes nothing (the size of the data is public)",
 }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Rényi orders that do not converge count as infinite and need no word; neither does overflow at epsilons of hundreds."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def check_adjacency(adjacency: str) -> None:
@@ -90,6 +108,25 @@ def _untruncated(event: Any) -> Any:
     return event
 
 
+def _as_one_gaussian(event: Any, adjacency: str) -> float | None:
+    """The noise multiplier of the single Gaussian mechanism that `event` amounts to, if it is made of nothing else."""
+    import dp_accounting as da
+
+    def inverse_variance(event: Any) -> float | None:
+        match event:
+            case da.GaussianDpEvent():
+                return float(event.noise_multiplier) ** -2
+            case da.SelfComposedDpEvent():
+                inner = inverse_variance(event.event)
+                return None if inner is None else inner * int(event.count)
+        return None
+
+    total = inverse_variance(event)
+    if not total:
+        return None
+    return total**-0.5 / (2 if adjacency == "replace_one" else 1)
+
+
 def rough_epsilon(event: "DpEvent", delta: float) -> float:
     """A guess at epsilon in milliseconds, from a few Rényi orders; infinite where there is none. Never reported."""
     from dp_accounting.rdp import RdpAccountant
@@ -98,8 +135,7 @@ def rough_epsilon(event: "DpEvent", delta: float) -> float:
     event = _untruncated(_strict(event))
     if not accountant.supports(event):
         return float("inf")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         return float(accountant.compose(event).get_epsilon(delta))
 
 
@@ -160,12 +196,17 @@ def epsilon(
     check_accountant(accountant, adjacency)
     if accountant == "rdp":
         return _rdp_epsilon(event, delta, adjacency)
+    if (multiplier := _as_one_gaussian(event, adjacency)) is not None:
+        from dp_accounting import get_epsilon_gaussian
+
+        # exact (Balle and Wang 2018), but for its own tolerance of 1e-12
+        return max(0.0, float(get_epsilon_gaussian(multiplier * (1 - 1e-9), delta)))
     if delta < _SMALLEST_DELTA:
         raise ValueError(
             f"`delta` = {delta:g} is below {_SMALLEST_DELTA:g}, where the truncated tails of privacy loss distributions inflate epsilon. Use "
             "`accountant='rdp'`, or a larger delta."
         )
-    with np.errstate(all="ignore"):  # epsilons of hundreds overflow within dp_accounting, harmlessly
+    with _quiet():
         return max(0.0, float(loss_distribution(event, adjacency, delta, interval).get_epsilon(delta)))
 
 
@@ -179,8 +220,7 @@ def _rdp_epsilon(event: "DpEvent", delta: float, adjacency: str) -> float:
         raise ValueError(
             f"Rényi accounting does not know {event} under `adjacency={adjacency!r}`. Use `accountant='pld'`."
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # orders that do not converge count as infinite
+    with _quiet():
         return max(0.0, float(accountant.compose(event).get_epsilon(delta)))
 
 
@@ -214,7 +254,13 @@ def delta(
         if not account.supports(event):
             raise ValueError(f"Rényi accounting does not know {event}. Use `accountant='pld'`.")
         value = account.compose(event).get_delta(float(epsilon))
+    elif (multiplier := _as_one_gaussian(event, adjacency)) is not None:
+        from scipy.stats import norm
+
+        multiplier *= 1 - 1e-9
+        middle = float(epsilon) * multiplier
+        value = norm.cdf(0.5 / multiplier - middle) - np.exp(float(epsilon) + norm.logcdf(-0.5 / multiplier - middle))
     else:
-        with np.errstate(all="ignore"):
+        with _quiet():
             value = loss_distribution(event, adjacency).get_delta(float(epsilon))
     return min(1.0, max(0.0, float(value)))

@@ -31,11 +31,11 @@ class TradeOffCurve(eqx.Module):
         room = 1 - np.asarray(self.deltas)
         steep = room - grow * alpha[..., None]
         flat = (room - alpha[..., None]) / grow
-        return np.maximum(0.0, np.maximum(steep, flat).max(-1))
+        return np.asarray(np.maximum(0.0, np.maximum(steep, flat).max(-1)))
 
     def true_positive_rate(self, false_positive_rate: float | np.ndarray) -> np.ndarray:
         """The most power that any attack has at a false-positive rate."""
-        return 1 - self.false_negative_rate(false_positive_rate)
+        return np.asarray(1 - self.false_negative_rate(false_positive_rate))
 
     @property
     def advantage(self) -> float:

@@ -1,7 +1,7 @@
 """The interface of noise: what is added to a clipped sum."""
 
 import abc
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import equinox as eqx
 from jaxtyping import Array, Float, Int, Key, PyTree
@@ -18,8 +18,8 @@ class AbstractNoise(eqx.Module):
     r"""Makes a clipped sum private.
 
     The noise multiplier $\sigma$ is the ratio of standard deviation to sensitivity, and the only number that accounting knows.
-    `scale` turns it into units of the sum, and is the one place that does. State is threaded through `init` and `step`; the key
-    that `step` gets is already folded with the number of the step and used for nothing else.
+    `scale` turns it into units of the sum, and is the one place that does. State is threaded through `init` and `step`. The
+    key that `step` gets is that of the run's noise and used for nothing else: it must be folded with the number of the step.
     """
 
     noise_multiplier: eqx.AbstractVar[Float[Array, ""] | None]
@@ -52,6 +52,11 @@ class AbstractNoise(eqx.Module):
         under that participation: the scale of the noise, in units of the sum."""
 
     @abc.abstractmethod
+    def error(self, steps: int, participation: Participation, workload: Any, kind: str) -> float:
+        """Error of a workload of partial sums, `"mean"` or `"max"` over steps, at noise multiplier 1 and clip norm 1; see
+        `AbstractStrategy.error`."""
+
+    @abc.abstractmethod
     def init(self, struct: Struct) -> PyTree:
         """Buffers before the first step, for sums of the given shapes and dtypes."""
 
@@ -59,4 +64,5 @@ class AbstractNoise(eqx.Module):
     def step(
         self, total: Params, scale: Float[Array, ""], key: Key[Array, ""], step: Int[Array, ""], buffers: Buffers
     ) -> tuple[Params, Buffers]:
-        """The noisy sum of step number `step` (from 0), and the buffers after it."""
+        """The noisy sum of step number `step` (from 0), and the buffers after it. The noise is a function of `fold_in(key, step)`, or of
+        earlier steps' folds where it is correlated."""

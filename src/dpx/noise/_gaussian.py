@@ -1,6 +1,6 @@
 """Fresh Gaussian noise at every step."""
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.random as jr
@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from .._checks import positive_scalar
 from .._types import Params, Participation, RealScalarLike, Struct
 from ..sharding import normal_like
+from ..strategies import Identity
 from ._base import AbstractNoise, Buffers
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ class IndependentGaussian(AbstractNoise):
             raise ValueError(MSG_UNCALIBRATED.format(name="IndependentGaussian"))
         return self.noise_multiplier * sensitivity * ROUND_UP
 
+    def error(self, steps: int, participation: Participation, workload: Any, kind: str) -> float:
+        del participation
+        return Identity().error(steps, workload, kind)
+
     def init(self, struct: Struct) -> PyTree:
         del struct
         return ()
@@ -78,8 +83,8 @@ class IndependentGaussian(AbstractNoise):
     def step(
         self, total: Params, scale: Float[Array, ""], key: Key[Array, ""], step: Int[Array, ""], buffers: Buffers
     ) -> tuple[Params, Buffers]:
-        del step
-        return jax.tree.map(lambda x, z: x + scale.astype(z.dtype) * z, total, standard_normal(key, total)), buffers
+        z = standard_normal(jr.fold_in(key, step), total)
+        return jax.tree.map(lambda x, z: x + scale.astype(z.dtype) * z, total, z), buffers
 
 
 def standard_normal(key: Key[Array, ""], tree: Params) -> Params:

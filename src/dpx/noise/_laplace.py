@@ -1,6 +1,7 @@
 """Fresh Laplace noise at every step."""
 
-from typing import TYPE_CHECKING, ClassVar
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from .._checks import positive_scalar
 from .._types import Params, Participation, RealScalarLike, Struct
 from ..sharding import uniform_like
+from ..strategies import Identity
 from ._base import AbstractNoise, Buffers
 from ._gaussian import MSG_UNCALIBRATED, ROUND_UP
 
@@ -64,6 +66,10 @@ class Laplace(AbstractNoise):
             raise ValueError(MSG_UNCALIBRATED.format(name="Laplace"))
         return self.noise_multiplier * sensitivity * ROUND_UP
 
+    def error(self, steps: int, participation: Participation, workload: Any, kind: str) -> float:
+        del participation
+        return math.sqrt(2) * Identity().error(steps, workload, kind)  # the deviation of a Laplace variable of scale 1
+
     def init(self, struct: Struct) -> PyTree:
         del struct
         return ()
@@ -71,9 +77,8 @@ class Laplace(AbstractNoise):
     def step(
         self, total: Params, scale: Float[Array, ""], key: Key[Array, ""], step: Int[Array, ""], buffers: Buffers
     ) -> tuple[Params, Buffers]:
-        del step
         leaves, treedef = jax.tree.flatten(total)
-        keys = jr.split(key, len(leaves))
+        keys = jr.split(jr.fold_in(key, step), len(leaves))
 
         def noisy(i, x):
             # by its quantile function, since jax.random.laplace cannot be drawn where a shard lies

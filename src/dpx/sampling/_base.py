@@ -1,6 +1,7 @@
 """The interface of samplers: who is in a batch."""
 
 import abc
+import math
 from typing import TYPE_CHECKING
 
 import equinox as eqx
@@ -30,6 +31,18 @@ class AbstractSampler(eqx.Module):
 
     @property
     @abc.abstractmethod
+    def participation_per_event(self) -> Participation:
+        """The same within one of the events that `event` composes: the noise's scale must cover these participations, and the accountant
+        covers their repetition."""
+
+    @property
+    @abc.abstractmethod
+    def adjacencies(self) -> tuple[str, ...]:
+        """The adjacencies under which `event` is right. Adding and removing is among them only if nobody's batches depend on how many
+        examples there are."""
+
+    @property
+    @abc.abstractmethod
     def physical_batch_size(self) -> int:
         """The fixed size to which batches are padded, exceeded at most once in 10^9 batches."""
 
@@ -49,6 +62,25 @@ class AbstractSampler(eqx.Module):
         `bands` is the number of bands of the noise's strategy matrix: 1 if steps are independent, None if it is dense. Raises
         `ValueError`, naming what can be accounted for, where no bound is known.
         """
+
+
+ADJACENCIES = ("add_or_remove_one", "replace_one", "replace_special")
+
+_LOG_TAIL = math.log(1e9)
+
+
+def binomial_ceiling(mean: int) -> int:
+    """A multiple of 8 that a binomial variable of that mean exceeds at most once in 10^9 draws, by Bernstein's inequality."""
+    margin = _LOG_TAIL / 3 + math.sqrt(_LOG_TAIL**2 / 9 + 2 * mean * _LOG_TAIL)
+    return 8 * math.ceil((mean + margin) / 8)
+
+
+def check_batch_size(name: str, batch_size: int, num_examples: int) -> None:
+    """Raises if a batch is larger than the data set."""
+    if batch_size > num_examples:
+        raise ValueError(
+            f"`{name}(batch_size=...)` must be at most `num_examples`; got {batch_size} of {num_examples}."
+        )
 
 
 def check_step(sampler: AbstractSampler, step: int) -> None:

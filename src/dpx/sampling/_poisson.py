@@ -1,6 +1,5 @@
 """Poisson sampling: every example flips its own coin at every step."""
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -8,14 +7,13 @@ import numpy as np
 
 from .._checks import positive_int
 from .._types import Participation
-from ._base import AbstractSampler, check_step
+from ._base import ADJACENCIES, AbstractSampler, binomial_ceiling, check_batch_size, check_step
 from ._philox import generator
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
 _DOMAIN = 1
-_LOG_TAIL = math.log(1e9)
 
 
 class PoissonSampler(AbstractSampler):
@@ -53,10 +51,7 @@ class PoissonSampler(AbstractSampler):
         self.num_examples = positive_int("PoissonSampler(num_examples=...)", num_examples)
         self.batch_size = positive_int("PoissonSampler(batch_size=...)", batch_size)
         self.steps = positive_int("PoissonSampler(steps=...)", steps)
-        if self.batch_size > self.num_examples:
-            raise ValueError(
-                f"`PoissonSampler(batch_size=...)` must be at most `num_examples`; got {self.batch_size} of {self.num_examples}."
-            )
+        check_batch_size("PoissonSampler", self.batch_size, self.num_examples)
         self.max_batch_size = None
         if max_batch_size is not None:
             self.max_batch_size = positive_int("PoissonSampler(max_batch_size=...)", max_batch_size)
@@ -76,12 +71,18 @@ class PoissonSampler(AbstractSampler):
         return Participation(1, self.steps)
 
     @property
+    def participation_per_event(self) -> Participation:
+        return Participation(1, 1)
+
+    @property
+    def adjacencies(self) -> tuple[str, ...]:
+        return ADJACENCIES
+
+    @property
     def physical_batch_size(self) -> int:
         if self.max_batch_size is not None:
             return min(self.max_batch_size, self.num_examples)
-        # Bernstein's inequality for the upper tail of a binomial variable
-        margin = _LOG_TAIL / 3 + math.sqrt(_LOG_TAIL**2 / 9 + 2 * self.batch_size * _LOG_TAIL)
-        return min(self.num_examples, 8 * math.ceil((self.batch_size + margin) / 8))
+        return min(self.num_examples, binomial_ceiling(self.batch_size))
 
     @property
     def assumption(self) -> str:
@@ -107,7 +108,7 @@ class PoissonSampler(AbstractSampler):
         if bands != 1:
             raise ValueError(
                 "Nobody can account for correlated noise under plain Poisson sampling, where an example may take part in neighbouring steps. Use "
-                "independent noise (`IndependentGaussian`), or a sampler that keeps the participations of an example apart."
+                "independent noise (`IndependentGaussian`), or `CyclicPoissonSampler` with a banded strategy."
             )
         q = float(self.sampling_probability)
         if self.max_batch_size is None or self.max_batch_size >= self.num_examples:

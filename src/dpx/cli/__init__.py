@@ -1,0 +1,14 @@
+"""The `dpx` command."""
+
+import sys
+
+_MSG_MISSING = "The `dpx` command needs packages that the library itself does not: {name} is missing. Install them with `pip install 'dpx[demo]'`."
+
+
+def main() -> None:
+    """Runs the command line."""
+    try:
+        from ._app import app
+    except ModuleNotFoundError as error:
+        sys.exit(_MSG_MISSING.format(name=error.name))
+    app()

@@ -1,0 +1,165 @@
+"""`dpx demo`: a private model, trained end to end."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.random as jr
+import optax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .._checks import positive_float
+from ..clipping import FlatClipping, NoClipping
+from ..gradients import Vectorized
+from ..plan import PrivacyPlan, dp_sgd
+from ..random import fresh_seed
+from ._digits import DigitsCNN, cross_entropy, digits, evaluate
+
+# Convolutions of a hundred examples at a time keep the processor's caches; larger microbatches would differentiate more padding.
+_METHOD = Vectorized(microbatch_size=125)
+_POINTS = 12
+
+
+def run(
+    epsilon: float,
+    delta: float,
+    batch_size: int,
+    steps: int,
+    clip_norm: float,
+    learning_rate: float,
+    seed: int | None,
+    out: Path,
+    baseline: bool,
+) -> dict[str, Any]:
+    """Trains, reports, and writes `report.json` and `curve.png` into `out`. Returns the report."""
+    begin = time.perf_counter()
+    console = Console()
+    positive_float("--learning-rate", learning_rate)
+    out.mkdir(parents=True, exist_ok=True)
+    train, test = digits()
+    plan = dp_sgd(len(train[0]), batch_size, steps, epsilon=epsilon, delta=delta, clipping=FlatClipping(clip_norm))
+    console.print(f"Noise multiplier {plan.noise_multiplier:.4f} for epsilon {epsilon:g} at delta {delta:g}.")
+    curve = _train(plan, optax.sgd(learning_rate, momentum=0.5), train, test, seed, console, "private", delta)
+    plain = None
+    if baseline:
+        open_plan = dp_sgd(len(train[0]), batch_size, steps, clipping=NoClipping())
+        plain = _train(open_plan, optax.sgd(0.2, momentum=0.9), train, test, seed, console, "no privacy", None)
+    report = {
+        "test_accuracy": curve[-1]["test_accuracy"],
+        "baseline_test_accuracy": plain[-1]["test_accuracy"] if plain else None,
+        "epsilon": plan.epsilon(delta),
+        "delta": delta,
+        "noise_multiplier": plan.noise_multiplier,
+        "steps": steps,
+        "batch_size": batch_size,
+        "clip_norm": clip_norm,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "seconds": time.perf_counter() - begin,
+        "statement": plan.statement(delta),
+        "curve": curve,
+        "baseline_curve": plain,
+    }
+    _write(out / "report.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
+    _write(out / "curve.png", lambda path: _plot(path, curve, plain))
+    against = f" (without privacy: {report['baseline_test_accuracy']:.1%})" if plain else ""
+    console.print(f"\nTest accuracy with privacy: [bold]{report['test_accuracy']:.1%}[/bold]{against}\n")
+    console.print(report["statement"], soft_wrap=True, highlight=False, markup=False)
+    if seed is not None:
+        console.print(
+            "\nThe seed was given on the command line, so whoever knows it can remove the noise: a reproducible run is not private."
+        )
+    console.print(
+        f"\nWrote {out / 'report.json'} and {out / 'curve.png'} after {report['seconds']:.0f} seconds.", soft_wrap=True
+    )
+    return report
+
+
+def _train(
+    plan: PrivacyPlan,
+    optim: optax.GradientTransformation,
+    train: Any,
+    test: Any,
+    seed: int | None,
+    console: Console,
+    name: str,
+    delta: float | None,
+) -> list[dict[str, float]]:
+    private_grad = plan.private_gradient(cross_entropy, method=_METHOD)
+    model = DigitsCNN(jr.key(0 if seed is None else seed))
+    state = private_grad.init(model, key=None if seed is None else jr.key(seed))
+    opt_state = optim.init(eqx.filter(model, eqx.is_inexact_array))
+
+    @eqx.filter_jit(donate="all-except-first")
+    def step(batch_and_mask, model, state, opt_state):
+        batch, mask = batch_and_mask
+        grads, state, _ = private_grad(model, batch, state, mask=mask)
+        updates, opt_state = optim.update(grads, opt_state, eqx.filter(model, eqx.is_inexact_array))
+        return eqx.apply_updates(model, updates), state, opt_state
+
+    columns = [
+        TextColumn(f"{name:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    ]
+    curve = []
+    test = jax.device_put(test)
+    every = max(1, plan.steps // _POINTS)
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=plan.steps)
+        batches = plan.batches(train, seed=fresh_seed() if seed is None else seed)
+        for done, pair in enumerate(batches, start=1):
+            model, state, opt_state = step(pair, model, state, opt_state)
+            if done % every == 0 or done == plan.steps:
+                # the test images are public here; the loss of the private batch would leave unnoised
+                loss, accuracy = (float(x) for x in evaluate(model, *test))
+                point = {"step": done, "test_loss": loss, "test_accuracy": accuracy}
+                if delta is not None:
+                    point["epsilon"] = plan.epsilon(delta, steps=done)
+                curve.append(point)
+                spent = f"  epsilon {point['epsilon']:.2f}" if delta is not None else ""
+                progress.update(task, description=f"test loss {loss:.3f}  accuracy {accuracy:.1%}{spent}")
+            progress.advance(task)
+    state.raise_if_failed()
+    return curve
+
+
+def _write(path: Path, save: Callable[[Path], Any]) -> None:
+    """Into a file of another name first, so that a crash leaves the old file or the new one, never half of one."""
+    half = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        save(half)
+        os.replace(half, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            half.unlink()
+
+
+def _plot(path: Path, curve: list[dict[str, float]], plain: list[dict[str, float]] | None) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    left = figure.subplots()
+    column = lambda points, name: [p[name] for p in points]
+    lines = left.plot(
+        column(curve, "step"), column(curve, "test_accuracy"), "C0-o", markersize=3, label="accuracy, private"
+    )
+    if plain:
+        lines += left.plot(
+            column(plain, "step"), column(plain, "test_accuracy"), "C7--", label="accuracy, without privacy"
+        )
+    left.set(xlabel="step", ylabel="test accuracy", ylim=(0, 1))
+    right = left.twinx()
+    lines += right.plot(column(curve, "step"), column(curve, "epsilon"), "C1-", label="epsilon spent")
+    right.set(ylabel="epsilon", ylim=(0, None))
+    left.legend(handles=lines, loc="lower right")
+    figure.savefig(path, format="png", dpi=150)

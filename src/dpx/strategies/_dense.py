@@ -1,0 +1,161 @@
+"""Any lower-triangular matrix, and the best of them."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PyTree
+
+from .._checks import positive_int
+from ._base import MSG_NO_REPLAY, AbstractStrategy, check_bands, check_steps
+from ._error import Workload, check_kind, matrix_error, resolve_workload
+from ._optimize import optimize_gram
+from ._sensitivity import check_participation, gram_sensitivity
+from ._stream import Ring, init_ring, poison, solve_step
+
+
+class _FrozenMatrix:
+    """A float64 matrix that compares and hashes by its contents, once: an array cannot be a static field, this can."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = np.array(array, np.float64)
+        self.array.setflags(write=False)
+        self._digest = hashlib.sha256(self.array.tobytes()).digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _FrozenMatrix) and self._digest == other._digest
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    def __repr__(self) -> str:
+        return f"f64[{self.array.shape[0]},{self.array.shape[1]}]"
+
+
+class DenseStrategy(AbstractStrategy):
+    r"""Any lower-triangular $C$: $x_t = (z_t - \sum_{j \ge 1} C_{t,t-j} x_{t-j}) / C_{tt}$, as far back as $C$ has bands.
+
+    Keeps (bands - 1) copies of the parameters. The best error there is, at up to a copy per step; the optimiser handles a thousand
+    steps or so.
+
+    !!! success "Guarantee"
+
+        The sensitivity is exact for one participation, and for any number of them at least `bands` steps apart; otherwise an upper
+        bound. Past the horizon the noise is NaN; it never repeats.
+
+    **Arguments:**
+
+    - `matrix`: $C$ of shape `(steps, steps)`: finite, lower triangular, with a positive diagonal.
+
+    ??? cite "Reference"
+
+        Denisov, McMahan, Rush, Smith and Guha Thakurta, *Improved differential privacy for SGD via optimal private linear operators
+        on adaptive streams*, NeurIPS 2022.
+    """
+
+    frozen: _FrozenMatrix = eqx.field(static=True)
+    steps: int | None = eqx.field(static=True)
+    bands: int | None = eqx.field(static=True)
+    replay_depth: int | None = eqx.field(static=True)
+
+    def __init__(self, matrix: np.ndarray):
+        call = "DenseStrategy(matrix=...)"
+        array = np.asarray(matrix, np.float64)
+        if array.ndim != 2 or array.shape[0] != array.shape[1] or array.shape[0] == 0:
+            raise ValueError(f"`{call}` must be a square matrix, one row a step; got shape {array.shape}.")
+        if not np.isfinite(array).all():
+            raise ValueError(f"`{call}` must be finite.")
+        if np.triu(array, 1).any():
+            raise ValueError(
+                f"`{call}` must be lower triangular, so that no noise is needed before its step. For another C take the "
+                "factor of C^T C: `np.linalg.cholesky((C.T @ C)[::-1, ::-1])[::-1, ::-1].T`, which has the same sensitivity and error."
+            )
+        if not (np.diag(array) > 0).all():
+            raise ValueError(f"`{call}` must have a positive diagonal; got {np.diag(array).min()}.")
+        self.frozen = _FrozenMatrix(array)
+        self.steps = len(array)
+        self.bands = next(b for b in range(1, len(array) + 1) if not np.tril(array, -b).any())
+        self.replay_depth = None
+
+    @classmethod
+    def optimize(
+        cls,
+        steps: int,
+        *,
+        bands: int | None = None,
+        workload: Workload = "prefix",
+        kind: str = "mean",
+        min_separation: int = 1,
+        max_participations: int | None = 1,
+    ) -> "DenseStrategy":
+        r"""The matrix of least error among those with unit columns and at most `bands` bands.
+
+        The problem is convex in $C^\top C$. Without a limit on the bands the mean error's optimum is a fixed point; otherwise
+        L-BFGS in float64. Costs $O(n^3)$ an iteration.
+
+        **Arguments:**
+
+        - `steps`: $n$.
+        - `bands`: at most `steps`; None for no limit with one participation, and for `min_separation` with several, so that they do
+            not overlap and the sensitivity is exactly $\sqrt k$.
+        - `workload`, `kind`, `min_separation`, `max_participations`: the error to be minimised, as for `error`.
+        """
+        call = "DenseStrategy.optimize"
+        steps = positive_int(f"{call}(steps=...)", steps)
+        check_kind(call, kind)
+        queries = resolve_workload(call, workload, steps)
+        _, separation, k = check_participation("DenseStrategy", steps, min_separation, max_participations)
+        limit = steps if k == 1 else min(separation, steps)
+        chosen = limit if bands is None else check_bands(call, bands, steps)
+        if chosen > limit:
+            raise ValueError(
+                f"`{call}(bands={chosen}, min_separation={separation})` lets participations overlap, for which there is no exact "
+                f"sensitivity to optimise: give at most {limit} bands, or optimise a `BandedToeplitz` or `BufferedToeplitz`."
+            )
+        return cls(optimize_gram(queries, chosen, kind))
+
+    def materialize(self, steps: int) -> np.ndarray:
+        steps = check_steps("DenseStrategy.materialize", steps, self.steps)
+        return self.frozen.array[:steps, :steps].copy()
+
+    def init(self, struct: PyTree[Any]) -> PyTree:
+        assert self.bands is not None
+        return init_ring(struct, self.bands - 1)
+
+    def step(self, z: PyTree[Array], buffers: Ring) -> tuple[PyTree[Array], Ring]:
+        assert self.steps is not None and self.bands is not None
+        lag = np.arange(self.bands)[None, :]
+        column = np.arange(self.steps)[:, None] - lag
+        array = self.frozen.array
+        by_age = np.where(column >= 0, array[np.arange(self.steps)[:, None], np.clip(column, 0, None)], 0.0)
+        # the index is clamped past the horizon, where the noise is poisoned
+        row = jax.lax.dynamic_index_in_dim(jnp.asarray(by_age, jnp.float32), buffers.count, keepdims=False)
+        return solve_step(z, buffers, row[1:], 1 / row[0], poison(buffers.count, self.steps))
+
+    def replay(self, regenerate: Callable[[Any], PyTree[Array]], step: Int[Array, ""]) -> PyTree[Array]:
+        raise ValueError(MSG_NO_REPLAY.format(name="DenseStrategy"))
+
+    def sensitivity(self, steps: int, min_separation: int = 1, max_participations: int | None = 1) -> float:
+        check_steps("DenseStrategy.sensitivity", steps, self.steps)
+        steps, separation, k = check_participation("DenseStrategy", steps, min_separation, max_participations)
+        matrix = self.materialize(steps)
+        return gram_sensitivity(matrix.T @ matrix, separation, k)
+
+    def error(
+        self,
+        steps: int,
+        workload: Workload = "prefix",
+        kind: str = "mean",
+        *,
+        min_separation: int = 1,
+        max_participations: int | None = 1,
+    ) -> float:
+        check_kind("DenseStrategy.error", kind)
+        steps = check_steps("DenseStrategy.error", steps, self.steps)
+        queries = resolve_workload("DenseStrategy.error", workload, steps)
+        sensitivity = self.sensitivity(steps, min_separation, max_participations)
+        return sensitivity * matrix_error(self.materialize(steps), queries, kind)
