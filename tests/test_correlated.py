@@ -1,5 +1,7 @@
 """Correlated noise: the covariance of its strategy, scaled by its sensitivity, streamed, replayed, sharded, and accounted."""
 
+from typing import Any
+
 import dp_accounting as da
 import equinox as eqx
 import jax
@@ -86,6 +88,28 @@ def test_noise_never_repeats_past_the_horizon(name):
     for step in range(STEPS + 1):
         out, buffers = noise.step({"w": jnp.zeros(2)}, jnp.ones(()), jr.key(0), jnp.asarray(step), buffers)
     assert np.isnan(out["w"]).all()
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        dpx.BandedToeplitz.square_root(24),
+        dpx.BandedInverse.square_root(24),
+        dpx.SquareRootToeplitz(25),
+        dpx.BufferedToeplitz([0.9, 0.6, 0.3, 0.1], [0.1, 0.2, 0.3, 0.1]),
+        dpx.TreeAggregation(2**20),
+    ],
+)
+def test_the_ring_is_never_copied_where_noise_is_added_to_a_sum(strategy):
+    # what is used twice, XLA likes to compute twice, once from a copy of everything that it reads
+    def temporary(noise):
+        total = jnp.zeros(1 << 16)
+        step = lambda total, buffers: noise.step(total, jnp.ones(()), jr.key(0), jnp.int32(3), buffers)
+        compiled = jax.jit(step, donate_argnums=1).lower(total, noise.init(total)).compile()
+        memory: Any = compiled.memory_analysis()
+        return memory.temp_size_in_bytes / total.nbytes
+
+    assert temporary(dpx.CorrelatedGaussian(strategy, 1.0)) <= temporary(dpx.IndependentGaussian(1.0)) + 2.2
 
 
 def test_mechanisms_are_the_same_on_four_devices():

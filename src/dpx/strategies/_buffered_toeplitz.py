@@ -129,7 +129,9 @@ class BufferedToeplitz(AbstractStrategy):
 
     def step(self, z: PyTree[Array], buffers: Ring) -> tuple[PyTree[Array], Ring]:
         decays, scales = np.asarray(self.decays), np.asarray(self.scales)
-        correlate = lambda z, s: z.astype(s.dtype) - weighted_sum(jnp.asarray(scales, s.dtype), s)
+        correlate = lambda z, s: (
+            z.astype(s.dtype) - weighted_sum(jnp.asarray(scales, s.dtype), s, buffers.count + s.shape[0])
+        )
         advance = lambda x, s: jnp.asarray(decays, s.dtype).reshape(-1, *(1,) * x.ndim) * s + x[None]
         x = jax.tree.map(correlate, z, buffers.slots)
         slots = jax.tree.map(advance, x, buffers.slots)

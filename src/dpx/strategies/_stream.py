@@ -12,8 +12,6 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._checks import is_traced
 
-# Up to here a weighted sum is unrolled: XLA fuses it, the subtraction and the write into one pass without a temporary.
-_UNROLL = 64
 _BLOCK = 16
 # So many draws are unrolled and fused; more would be compiled one by one and run in a loop instead.
 _UNROLL_REPLAY = 3
@@ -60,21 +58,10 @@ def by_slot(weights: Float[Array, " depth"], count: Int[Array, ""]) -> Float[Arr
     return weights[jnp.mod(count - 1 - jnp.arange(depth, dtype=jnp.int32), depth)]
 
 
-def weighted_sum(weights: Float[Array, " depth"], slots: Float[Array, "depth ..."]) -> Float[Array, "..."]:
-    """`sum_s weights[s] slots[s]`, in one read of the slots that fuses with what follows; the scalar 0 if there are none."""
-    weights = weights.astype(slots.dtype)
-    if slots.shape[0] == 0:
-        return jnp.zeros((), slots.dtype)
-    total = weights[0] * slots[0]
-    for slot in range(1, slots.shape[0]):
-        total = total + weights[slot] * slots[slot]
-    return total
-
-
-def accumulate_slots(
+def weighted_sum(
     weights: Float[Array, " depth"], slots: Float[Array, "depth ..."], filled: Int[Array, ""]
 ) -> Float[Array, "..."]:
-    """The same over the first `filled` slots (those after them weigh nothing), as a loop over blocks.
+    """`sum_s weights[s] slots[s]` over the first `filled` slots (those after them weigh nothing), as a loop over blocks; 0 if none.
 
     It takes one temporary and no more, whatever uses it: a fused sum that two results need is computed, or its slots copied,
     for both. Not a matrix product, whose order of summation may depend on how the noise is sharded.
@@ -124,13 +111,6 @@ def map_pairs(function: Callable[[Array, Array], tuple[Array, Array]], z: PyTree
     return treedef.unflatten([x for x, _ in pairs]), treedef.unflatten([ring for _, ring in pairs])
 
 
-def _past(weights: np.ndarray | Array, slots: Array, count: Array, output_scale: Any) -> Array:
-    by_age = by_slot(jnp.asarray(weights, slots.dtype), count)
-    if slots.shape[0] <= _UNROLL and output_scale is None:
-        return weighted_sum(by_age, slots)
-    return accumulate_slots(by_age, slots, count)
-
-
 def _scaled(x: Array, scale: Any) -> Array:
     return x if scale is None else jnp.asarray(scale, x.dtype) * x
 
@@ -141,7 +121,7 @@ def solve_step(
     r"""$x_t = s (z_t - \sum_j w_j x_{t-j})$; gives $o\, x_t$, keeps $x_t$. The weights are those of ages 1, 2, ..."""
 
     def one(z, slots):
-        past = _past(weights, slots, ring.count, output_scale)
+        past = weighted_sum(by_slot(jnp.asarray(weights, slots.dtype), ring.count), slots, ring.count)
         x = jnp.asarray(scale, slots.dtype) * (z.astype(slots.dtype) - past)
         kept = push(slots, x, jnp.mod(ring.count, slots.shape[0])) if slots.shape[0] else slots
         return _scaled(x, output_scale).astype(z.dtype), kept
@@ -157,7 +137,7 @@ def filter_step(
 
     def one(z, slots):
         wide = z.astype(slots.dtype)
-        past = _past(weights, slots, ring.count, output_scale)
+        past = weighted_sum(by_slot(jnp.asarray(weights, slots.dtype), ring.count), slots, ring.count)
         x = _scaled(jnp.asarray(scale, slots.dtype) * wide + past, output_scale)
         wide = after(x, wide)
         kept = push(slots, wide, jnp.mod(ring.count, slots.shape[0])) if slots.shape[0] else slots

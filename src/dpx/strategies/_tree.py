@@ -14,7 +14,7 @@ from .._checks import positive_int
 from ._base import MSG_NO_REPLAY, AbstractStrategy, check_steps
 from ._error import Workload, check_kind, matrix_error, resolve_workload, squared_rows_error
 from ._sensitivity import GRAM_STEPS, check_participation, gram_sensitivity
-from ._stream import Ring, accumulate_slots, init_ring, map_pairs, poison, push, weighted_sum
+from ._stream import Ring, init_ring, map_pairs, poison, push, weighted_sum
 
 
 class TreeAggregation(AbstractStrategy):
@@ -128,10 +128,11 @@ class TreeAggregation(AbstractStrategy):
         def one(z: Array, slots: Array) -> tuple[Array, Array]:
             node = own[height].astype(slots.dtype) * z.astype(slots.dtype)
             if self.honaker:
-                node = node + accumulate_slots(past[height], slots, height)
+                node = node + weighted_sum(past[height], slots, height)
             # the node that is overwritten has weight 0, so the noise is read after the write, which can then be in place
             slots = push(slots, node, height)
-            return (scale.astype(slots.dtype) * weighted_sum(read[height], slots)).astype(z.dtype), slots
+            x = scale.astype(slots.dtype) * weighted_sum(read[height], slots, buffers.count + slots.shape[0])
+            return x.astype(z.dtype), slots
 
         x, slots = map_pairs(one, z, buffers.slots)
         return x, Ring(buffers.count + 1, slots)
