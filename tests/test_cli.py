@@ -30,6 +30,14 @@ def test_demo_trains_reports_and_plots(tmp_path):
     assert spent == sorted(spent) and spent[-1] == report["epsilon"]
 
 
+def test_demo_trains_with_correlated_noise(tmp_path):
+    done = run("demo", "--noise", "banded", "--steps", "6", "--no-baseline", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "BandedToeplitz" in done.stdout and "cyclic Poisson" in done.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["noise"] == "banded" and report["epsilon"] <= 3.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

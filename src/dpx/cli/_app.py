@@ -1,9 +1,17 @@
 """The commands and their options."""
 
+import enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+class Noise(enum.Enum):
+    """Mechanisms that the demo can train with."""
+
+    independent = "independent"
+    banded = "banded"
+
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Differentially private training."
@@ -23,6 +31,7 @@ def demo(
     steps: Annotated[int, typer.Option(help="Number of steps.")] = 60,
     clip_norm: Annotated[float, typer.Option(help="Bound on the norm of one example's gradient.")] = 0.5,
     learning_rate: Annotated[float, typer.Option(help="Learning rate of the private run.")] = 4.0,
+    noise: Annotated[Noise, typer.Option(help="Independent (DP-SGD), or correlated by a banded matrix (DP-FTRL).")] = Noise.independent,
     seed: Annotated[
         int | None,
         typer.Option(help="Makes the run reproducible, and no longer private; by default from the system's entropy."),
@@ -34,6 +43,6 @@ def demo(
     from ._demo import run
 
     try:
-        run(epsilon, delta, batch_size, steps, clip_norm, learning_rate, seed, out, baseline)
+        run(epsilon, delta, batch_size, steps, clip_norm, learning_rate, noise.value, seed, out, baseline)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
