@@ -8,6 +8,7 @@ import pytest
 
 import dpx
 from conftest import loss, make_model
+from dpx.clipping import AbstractStatelessClipping
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def test_the_gradient_uses_the_numbers_of_the_statement(plan):
     assert float(private_grad.noise.noise_multiplier) == plan.noise_multiplier
     assert float(private_grad.normalizer) == 50 and private_grad.steps == 40
     assert private_grad.sensitivity == float(np.float32(0.3)) or private_grad.sensitivity >= 0.3
-    assert private_grad.participation == dpx.Participation(1, 40)
+    assert private_grad.participation == dpx.Participation(1, 1) and plan.sampler.participation == dpx.Participation(1, 40)
     for fixed in ("normalizer", "steps", "participation"):
         with pytest.raises(ValueError, match="fixed by the plan"):
             plan.private_gradient(loss, **{fixed: 1})
@@ -58,6 +59,57 @@ def test_event_is_derived_from_the_parts(plan):
     assert plan.event == expected
     more = eqx.tree_at(lambda p: p.noise.noise_multiplier, plan, jnp.asarray(9.0, jnp.float32))
     assert more.event.event.event.noise_multiplier == 9.0
+
+
+def test_what_a_clipping_learns_is_in_the_event():
+    class Learning(AbstractStatelessClipping):
+        order: int = 2
+
+        @property
+        def sensitivity(self):
+            return jnp.ones(())
+
+        def labels(self, params):
+            return (0,)
+
+        def factors(self, norms, state):
+            return norms
+
+        def rescale(self, state):
+            return None
+
+    class Counting(dpx.AbstractClipping):
+        base: Learning = Learning()
+        order: int = 2
+
+        @property
+        def sensitivity(self):
+            return self.base.sensitivity
+
+        @property
+        def side_noise_multipliers(self):
+            return (2.0, 4.0)
+
+        def init(self, params):
+            return ()
+
+        def labels(self, params):
+            return (0,)
+
+        def factors(self, norms, state):
+            return norms
+
+        def rescale(self, state):
+            return None
+
+        def update(self, state, norms, mask, expected_batch_size, key):
+            return state
+
+    sampler = dpx.PoissonSampler(100, 10, 5)
+    quiet = dpx.PrivacyPlan(sampler, Learning(), dpx.IndependentGaussian(1.0))
+    assert quiet.event.event.event.noise_multiplier == 1.0
+    plan = dpx.PrivacyPlan(sampler, Counting(), dpx.IndependentGaussian(1.0))
+    assert plan.event.event.event.noise_multiplier == pytest.approx((1 + 1 / 4 + 1 / 16) ** -0.5)
 
 
 def test_multipliers_are_rounded_up_to_what_is_used():

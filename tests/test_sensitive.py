@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 import dpx
+import equinox as eqx
 from conftest import ENVIRONMENT
 
 SECRET = dpx.Sensitive({"norms": jnp.array([123.456, 7.0]), "note": "secret-string", "n": 98765})
 
 
 def test_repr_shows_shapes_only_also_when_nested():
-    for shown in (repr(SECRET), str(SECRET), f"{SECRET}", repr([SECRET]), repr(dpx.Sensitive((SECRET, 98765)))):
+    long = eqx.tree_pformat({"nested": SECRET}, short_arrays=False)
+    for shown in (repr(SECRET), str(SECRET), f"{SECRET}", repr([SECRET]), repr(dpx.Sensitive((SECRET, 98765))), long):
         assert "Sensitive" in shown and "f32[2]" in shown
         for secret in ("123", "7.0", "secret-string", "98765"):
             assert secret not in shown

@@ -98,6 +98,7 @@ def test_noise_needs_no_collective():
 
         text = jax.jit(only_noise).lower(total, state.key).compile().as_text()
         assert text is not None and not COLLECTIVES.search(text)
+        assert "[3,2]" in text and "[3,4]" not in text  # a device draws its own shard and nothing else
 
         def collectives(function, *arguments):
             compiled: Any = eqx.filter_jit(function).lower(*arguments).compile().compiled
