@@ -10,10 +10,11 @@ memory is that of the compiled step, with its buffers donated.
 import sys
 from typing import Any
 
-import dpx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+
+import dpx
 from _timing import interleaved, table
 
 SIZE = int(float(sys.argv[1])) if len(sys.argv) > 1 else 10_000_000
@@ -99,7 +100,11 @@ if __name__ == "__main__":
     del rows
     rows = {"a draw + a read of 32": Runner(draw_and_read, tuple(jnp.ones(SIZE) for _ in range(BANDS)))}
     rows["BandedToeplitz, 32 bands"] = ours(dpx.CorrelatedGaussian(BANDED, 1.0))
-    rows["ColumnNormalizedBanded, 32"] = ours(dpx.CorrelatedGaussian(dpx.ColumnNormalizedBanded.optimize(STEPS, BANDS), 1.0))
+    rows["ColumnNormalizedBanded, 32"] = ours(
+        dpx.CorrelatedGaussian(dpx.ColumnNormalizedBanded.optimize(STEPS, BANDS), 1.0)
+    )
     if has_peer:
-        rows["jax-privacy banded, 32"] = theirs(toeplitz.inverse_as_streaming_matrix(jnp.asarray(BANDED.coefficients, jnp.float32)))
+        rows["jax-privacy banded, 32"] = theirs(
+            toeplitz.inverse_as_streaming_matrix(jnp.asarray(BANDED.coefficients, jnp.float32))
+        )
     report("32 bands", rows, "a draw + a read of 32", 8)

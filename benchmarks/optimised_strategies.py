@@ -7,8 +7,9 @@ Targets: 1,024 steps x 32 bands in at most 20 s, BLT for 10^5 steps with 3 buffe
 
 import time
 
-import dpx
 import numpy as np
+
+import dpx
 
 
 def timed(function):

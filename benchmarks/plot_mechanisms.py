@@ -1,13 +1,14 @@
 """Draws docs/images/mechanisms.png: error against memory, and against epsilon, for every mechanism.
 
-    python benchmarks/plot_mechanisms.py docs/images/mechanisms.png
+python benchmarks/plot_mechanisms.py docs/images/mechanisms.png
 """
 
 import sys
 from pathlib import Path
 
-import dpx
 from matplotlib.figure import Figure
+
+import dpx
 
 STEPS, EXAMPLES, BATCH, DELTA = 1024, 10_000, 100, 1e-6
 
@@ -34,7 +35,9 @@ def plans(epsilon):
     yield "DP-SGD, Poisson", dpx.dp_sgd(EXAMPLES, BATCH, STEPS, **budget)
     for bands in (4, 16, 64):
         yield f"{bands} bands, cyclic Poisson", dpx.dp_mf(EXAMPLES, BATCH, STEPS, bands=bands, **budget)
-    blt = dpx.BufferedToeplitz.optimize(STEPS, 3, several["min_separation"], max_participations=several["max_participations"])
+    blt = dpx.BufferedToeplitz.optimize(
+        STEPS, 3, several["min_separation"], max_participations=several["max_participations"]
+    )
     yield "BLT, 3 buffers, no sampling", dpx.dp_mf(EXAMPLES, BATCH, STEPS, strategy=blt, **budget)
     geometric = dpx.GeometricStrategy.optimize(STEPS, **several)
     yield "geometric, no sampling", dpx.dp_mf(EXAMPLES, BATCH, STEPS, strategy=geometric, replay=True, **budget)
@@ -49,7 +52,12 @@ if __name__ == "__main__":
         print(f"{name:42} {memory:5} copies  error {error:.3f}")
     for name, points in series.items():
         left.plot(*zip(*points, strict=True), "o-" if len(points) > 1 else "s", markersize=4, label=name)
-    left.set(xscale="symlog", yscale="log", xlabel="copies of the gradient kept", ylabel="error of prefix sums, one participation")
+    left.set(
+        xscale="symlog",
+        yscale="log",
+        xlabel="copies of the gradient kept",
+        ylabel="error of prefix sums, one participation",
+    )
     left.legend(fontsize=7)
     epsilons = (0.5, 1.0, 2.0, 4.0, 8.0)
     errors = {}

@@ -29,6 +29,8 @@ METHODS = {
     "vectorized": dpx.Vectorized(),
     "microbatch-1": dpx.Vectorized(1),
     "microbatch-3": dpx.Vectorized(3),  # does not divide the batch
+    "ghost": dpx.Ghost(),
+    "ghost-3": dpx.Ghost(3),
     "auto": dpx.Auto(),
 }
 NOISES = {"gaussian": dpx.IndependentGaussian(1.5), "laplace": dpx.Laplace(1.5)}

@@ -14,7 +14,7 @@ import dpx
 
 SOURCE = Path(dpx.__file__).parent
 ROOMS = [
-    "_types", "_checks", "_tree", "_sensitive", "random", "sharding", "clipping", "_loss", "gradients", "strategies", "noise",
+    "_types", "_checks", "_tree", "_sensitive", "_wide", "_chacha", "random", "sharding", "clipping", "_loss", "gradients", "strategies", "noise",
     "sampling", "accounting", "private_gradient", "plan", "metrics", "optimizers", "training", "auditing", "testing", "cli",
 ]  # fmt: skip
 

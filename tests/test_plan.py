@@ -21,7 +21,9 @@ def test_the_gradient_uses_the_numbers_of_the_statement(plan):
     assert float(private_grad.noise.noise_multiplier) == plan.noise_multiplier
     assert float(private_grad.normalizer) == 50 and private_grad.steps == 40
     assert private_grad.sensitivity == float(np.float32(0.3)) or private_grad.sensitivity >= 0.3
-    assert private_grad.participation == dpx.Participation(1, 1) and plan.sampler.participation == dpx.Participation(1, 40)
+    assert private_grad.participation == dpx.Participation(1, 1) and plan.sampler.participation == dpx.Participation(
+        1, 40
+    )
     for fixed in ("normalizer", "steps", "participation"):
         with pytest.raises(ValueError, match="fixed by the plan"):
             plan.private_gradient(loss, **{fixed: 1})

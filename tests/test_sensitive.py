@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 
 import dpx
-import equinox as eqx
 from conftest import ENVIRONMENT
 
 SECRET = dpx.Sensitive({"norms": jnp.array([123.456, 7.0]), "note": "secret-string", "n": 98765})

@@ -1,18 +1,31 @@
 """Differentially private machine learning in JAX and Equinox."""
 
-from . import accounting as accounting, random as random, sharding as sharding, strategies as strategies
+from . import (
+    accounting as accounting,
+    gradients as gradients,
+    random as random,
+    sharding as sharding,
+    strategies as strategies,
+)
 from ._sensitive import Sensitive as Sensitive
 from ._types import Participation as Participation
 from .clipping import AbstractClipping as AbstractClipping, FlatClipping as FlatClipping, NoClipping as NoClipping
-from .gradients import AbstractGradientMethod as AbstractGradientMethod, Auto as Auto, Vectorized as Vectorized
+from .gradients import (
+    AbstractGradientMethod as AbstractGradientMethod,
+    Auto as Auto,
+    Ghost as Ghost,
+    Vectorized as Vectorized,
+)
 from .noise import (
     AbstractNoise as AbstractNoise,
     CorrelatedGaussian as CorrelatedGaussian,
+    DiscreteGaussian as DiscreteGaussian,
     IndependentGaussian as IndependentGaussian,
     Laplace as Laplace,
 )
 from .plan import PrivacyPlan as PrivacyPlan, dp_mf as dp_mf, dp_sgd as dp_sgd
 from .private_gradient import (
+    Check as Check,
     Diagnostics as Diagnostics,
     Explanation as Explanation,
     PrivateGradient as PrivateGradient,

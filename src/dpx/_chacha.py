@@ -30,6 +30,8 @@ from jax import lax
 from jax.extend.random import define_prng_impl
 from jaxtyping import Array, Integer, UInt, UInt32
 
+from ._wide import add, multiply
+
 _WORDS = 16  # of 32 bits in a block
 _KEY_WORDS = 8
 _CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)  # "expand 32-byte k", little-endian
@@ -94,15 +96,9 @@ def flat_index(indices: Sequence[UInt32[Array, "*blocks"]], shape: Sequence[int]
     for index, size in zip(indices, shape, strict=True):
         if size > 2**32 - 1:
             raise ValueError(f"ChaCha20 keys fill axes of fewer than 2**36 numbers; got {size * _WORDS}. Use two axes.")
-        # size * (high, low) by halves of 16 bits: there are no 64-bit integers without x64
-        top, bottom = np.uint32(size >> 16), np.uint32(size & 0xFFFF)
-        l1, l0 = low >> np.uint32(16), low & np.uint32(0xFFFF)
-        middle = (bottom * l0 >> np.uint32(16)) + (bottom * l1 & np.uint32(0xFFFF)) + (top * l0 & np.uint32(0xFFFF))
-        carry = (middle >> np.uint32(16)) + (bottom * l1 >> np.uint32(16)) + (top * l0 >> np.uint32(16)) + top * l1
-        high = high * np.uint32(size) + carry
-        product = low * np.uint32(size)
-        low = product + index
-        high = high + (low < product).astype(jnp.uint32)
+        product, carry = multiply(low, jnp.uint32(size))
+        low, overflow = add(product, index)
+        high = high * np.uint32(size) + carry + overflow
     return low, high
 
 
@@ -122,9 +118,10 @@ def _keystream(key: UInt32[Array, "8"], shape: tuple[int, ...]) -> UInt32[Array,
     words = _interleave(chacha20_blocks(key, *_counters(blocks), (_BITS, 0)))
     if axis is not None:
         return words.reshape(shape)
-    # Not whole blocks. A gather, rather than a slice, since its operand is never sharded: a slice of sharded blocks would communicate.
-    # Every device computes all of the blocks, then.
-    return words.reshape(-1).at[_counters(shape)[0]].get(mode="promise_in_bounds")
+    # Not whole blocks. A gather, rather than a slice, since its operand is never sharded (every device computes all of the blocks): a slice
+    # of sharded blocks would communicate. The barrier keeps what follows, which vectorises, out of the gather's loop, which does not.
+    gathered = words.reshape(-1).at[_counters(shape)[0]].get(mode="promise_in_bounds")
+    return lax.optimization_barrier(gathered)
 
 
 def _interleave(words: UInt32[Array, "16 *blocks"]) -> UInt32[Array, "*blocks 16"]:

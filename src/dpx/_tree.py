@@ -48,12 +48,16 @@ def expand_like(column: Array, x: Array) -> Array:
     return column.reshape(column.shape + (1,) * (x.ndim - 1))
 
 
-def weighted_sum(x: Inexact[Array, "batch *p"], weights: Float[Array, " batch"], keep: Bool[Array, " batch"]) -> Array:
-    """`sum_i weights[i] x[i]` in float32 or wider, examples that are not kept left out whatever they contain."""
+def weighted(x: Inexact[Array, "batch *p"], weights: Float[Array, " batch"], keep: Bool[Array, " batch"]) -> Array:
+    """`weights[i] x[i]` for each example, in float32 or wider; zero, whatever it contains, for one that is not kept."""
     x = wide(x)
     # where, rather than weight = 0, because 0 * inf == nan
-    terms = jnp.where(expand_like(keep, x), expand_like(weights.astype(x.dtype), x) * x, jnp.zeros((), x.dtype))
-    return jnp.sum(terms, axis=0)
+    return jnp.where(expand_like(keep, x), expand_like(weights.astype(x.dtype), x) * x, jnp.zeros((), x.dtype))
+
+
+def weighted_sum(x: Inexact[Array, "batch *p"], weights: Float[Array, " batch"], keep: Bool[Array, " batch"]) -> Array:
+    """`sum_i weights[i] x[i]` in float32 or wider, examples that are not kept left out whatever they contain."""
+    return jnp.sum(weighted(x, weights, keep), axis=0)
 
 
 def is_finite(tree: PyTree) -> Bool[Array, ""]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, ArrayLike, Float, PyTree, Real, Shaped
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real, Shaped
 
 RealScalarLike = Real[ArrayLike, ""]
 """A Python, NumPy or JAX scalar: what constructors accept before they store it strictly."""
@@ -23,6 +23,10 @@ PerExampleLoss = Callable[[Any, Any], tuple[Array, Any]]
 
 FactorsFromNorms = Callable[[Float[Array, "batch groups"]], Float[Array, "batch groups"]]
 """Clip factors of every (example, group), from the norms of their gradients."""
+
+
+Quantise = Callable[[list[Float[Array, "batch ..."]]], list[Int[Array, "batch ..."]]]
+"""Rounds the clipped contributions of a batch, leaf by leaf, to integers."""
 
 
 class Participation(NamedTuple):

@@ -14,7 +14,7 @@ from ._checks import positive_float, positive_int, probability
 from ._types import RealScalarLike
 from .accounting import NEIGHBOURS, AccountantName, Adjacency, TradeOffCurve
 from .clipping import AbstractClipping, FlatClipping, NoClipping
-from .noise import AbstractNoise, CorrelatedGaussian, IndependentGaussian
+from .noise import AbstractIntegerNoise, AbstractNoise, CorrelatedGaussian, IndependentGaussian
 from .private_gradient import PrivateGradient
 from .random import fresh_seed
 from .sampling import (
@@ -78,6 +78,16 @@ class PrivacyPlan(eqx.Module):
         accountant: str = "pld",
     ):
         accounting.check_adjacency(adjacency)
+        if isinstance(noise, AbstractIntegerNoise):
+            if adjacency == "replace_one":
+                raise ValueError(
+                    f"Nobody can account for `{type(noise).__name__}` under `adjacency='replace_one'`. Use 'add_or_remove_one' or "
+                    "'replace_special', or `IndependentGaussian`."
+                )
+            if accountant != "rdp" and not isinstance(clipping, NoClipping):
+                raise ValueError(
+                    f"`{type(noise).__name__}` in many dimensions has no privacy loss distribution: give `PrivacyPlan(..., accountant='rdp')`."
+                )
         accounting.check_accountant(accountant, adjacency)
         if adjacency not in sampler.adjacencies:
             raise ValueError(
@@ -151,13 +161,17 @@ class PrivacyPlan(eqx.Module):
         )
 
     def trade_off(self) -> TradeOffCurve:
-        """What any attacker who knows all but one unit can reach: error rates and advantage. Uses privacy loss distributions."""
+        """What any attacker who knows all but one unit can reach: error rates and advantage. Uses privacy loss distributions, or
+        Rényi accounting for noise that has none."""
         event = self._event(self.steps)
         if isinstance(self.clipping, NoClipping):
             return TradeOffCurve((0.0,), (1.0,))
-        distribution = accounting.loss_distribution(event, self.adjacency)
         epsilons = np.linspace(0.0, min(accounting.rough_epsilon(event, 1e-9), 50.0), 101)
-        deltas = np.clip([distribution.get_delta(float(e)) for e in epsilons], 0.0, 1.0)
+        if isinstance(self.noise, AbstractIntegerNoise):
+            deltas = np.array([self.delta(float(e)) for e in epsilons])
+        else:
+            distribution = accounting.loss_distribution(event, self.adjacency)
+            deltas = np.clip([distribution.get_delta(float(e)) for e in epsilons], 0.0, 1.0)
         return TradeOffCurve(tuple(epsilons.tolist()), tuple(deltas.tolist()))
 
     def error(self, workload: Any = "prefix", kind: str = "mean") -> float:
@@ -263,6 +277,15 @@ class PrivacyPlan(eqx.Module):
         neighbours = NEIGHBOURS[self.adjacency].format(unit=self.unit)
         norm = f"{float(self.clipping.sensitivity):.6g}"
         scale = float(self.noise.scale(self.clipping.sensitivity, self.steps, self.sampler.participation_per_event))
+        is_exact = isinstance(self.noise, AbstractIntegerNoise)
+        unclaimed = (
+            "; no amplification by sampling is claimed" if is_exact and "claimed" not in self.sampler.assumption else ""
+        )
+        ideal = (
+            "the bits of its key's stream are random"
+            if is_exact
+            else "floating-point noise behaves like real-valued noise"
+        )
         lines = [
             f"This run is ({_rounded_up(epsilon)}, {delta:g})-differentially private for one {self.unit}.",
             "",
@@ -271,14 +294,14 @@ class PrivacyPlan(eqx.Module):
             f"- Clipping: `{type(self.clipping).__name__}`, l{self.clipping.order} clip norm {norm}.",
             f"- Noise multiplier: {self.noise_multiplier:.6g}; noise of scale {scale:.6g} in every coordinate of the sum"
             f"{' before it is correlated' if self.noise.bands != 1 else ''}.",
-            f"- Sampling: {self.sampler.assumption}.",
+            f"- Sampling: {self.sampler.assumption}{unclaimed}.",
             f"- Steps: {self.steps}. All intermediate models may be published.",
             f"- Epsilon: {_rounded_up(epsilon)} at delta {delta:g}, an upper bound computed with {tool} (dp_accounting {_version()}).",
             f"- Attack advantage: whoever knows all other {self.unit}s tells with true-positive rate minus false-positive rate at most "
             f"{math.ceil(advantage * 1e4) / 1e4:.4f} whether one was used.",
             f"- Assumed: batches are drawn as stated, with a secret seed; one row of the data is one {self.unit} and the loss sees one at "
             "a time; the noise key is secret and used once; choices made by looking at the data (architecture, hyperparameters, "
-            "preprocessing) are not counted; and floating-point noise behaves like real-valued noise.",
+            f"preprocessing) are not counted; and {ideal}.",
         ]
         return "\n".join(lines)
 

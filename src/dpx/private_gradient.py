@@ -1,6 +1,6 @@
 """`PrivateGradient`: clip, sum, add noise, divide by a public number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -16,8 +16,8 @@ from ._sensitive import Sensitive
 from ._tree import expand_like, is_finite, leaf_paths, root, wide_dtype
 from ._types import Params, Participation, RealScalarLike
 from .clipping import AbstractClipping, NoClipping
-from .gradients import AbstractGradientMethod, Auto, ClippedSum, LeafPlan
-from .noise import AbstractNoise
+from .gradients import AbstractGradientMethod, Auto, ClippedSum, LeafPlan, ghost_check
+from .noise import AbstractIntegerNoise, AbstractNoise, Rounding
 from .random import check_key, fresh_key
 from .sharding import batch_axis, like, off_batch_axis, shard_batch
 
@@ -93,11 +93,32 @@ class Explanation(eqx.Module):
     def __str__(self) -> str:
         head = ("parameter", "shape", "rule", "MFLOP", "MiB")
         body = [(r.path, str(r.shape), r.rule, f"{r.flops / 1e6:.3g}", f"{r.memory / 2**20:.3g}") for r in self.rows]
-        widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body]
-        ]
-        return "\n".join(lines)
+        return _aligned([head, *body])
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+class Check(eqx.Module):
+    """How far the ghost engine is from one gradient per example; prints as a table.
+
+    **Arguments:**
+
+    - `rows`: for each trained leaf its path, the largest relative error of the norms, and that of the sum.
+    """
+
+    rows: tuple[tuple[str, float, float], ...] = eqx.field(static=True)
+
+    @property
+    def is_close(self) -> bool:
+        """Whether all errors are below 1e-4, as float32 rounding is."""
+        return all(max(norm, total) < 1e-4 for _, norm, total in self.rows)
+
+    def __str__(self) -> str:
+        body = [(path, f"{norm:.1e}", f"{total:.1e}") for path, norm, total in self.rows]
+        return _aligned([("parameter", "error of norms", "error of sum"), *body])
 
 
 class PrivateGradient(eqx.Module):
@@ -272,7 +293,9 @@ class PrivateGradient(eqx.Module):
     @eqx.filter_jit
     def _clipped_sum(self, model: PyTree, batch: Any, clipping_state: PyTree, mask: Any, key: Any) -> Sensitive:
         out, _ = self._clipped(model, batch, clipping_state, mask, key)
-        return Sensitive(self._rescaled(out.total, clipping_state))
+        rounding = self._rounding(out.total, 1)
+        total = out.total if rounding is None else rounding.restore(out.total)
+        return Sensitive(self._rescaled(total, clipping_state))
 
     def explain(self, model: PyTree, batch: Any) -> Explanation:
         """How each parameter is treated: its path, shape, trained or frozen, the gradient rule, its cost and memory.
@@ -290,6 +313,17 @@ class PrivateGradient(eqx.Module):
 
         pairs = zip(leaf_paths(arrays), jax.tree.leaves(arrays), strict=True)
         return Explanation(tuple(row(path, leaf) for path, leaf in pairs))
+
+    def check(self, model: PyTree, batch: Any, *, key: Any = None) -> "Check":
+        """Compares the ghost engine with one gradient per example, on your model and your data.
+
+        **Arguments:** as for `clipped_sum`. Needs the memory of one gradient per example: a few examples will do.
+
+        **Returns:** a `Check`; `print` it. What differs by more than rounding is a bug to be reported.
+        """
+        params, per_example, examples, _ = self._problem(model, batch, None, jr.key(0) if key is None else key)
+        pairs = ghost_check(per_example, params, examples)
+        return Check(tuple((path, *pair) for path, pair in zip(leaf_paths(params), pairs, strict=True)))
 
     def _problem(self, model, batch, mask, key):
         check_model(model)
@@ -320,13 +354,23 @@ class PrivateGradient(eqx.Module):
         size = check_batch(batch)[1]
         params, per_example, examples, mask = self._problem(model, batch, mask, key)
         labels = self.clipping.labels(params)
-        factors = lambda norms: self.clipping.factors(norms, clipping_state)
-        out = self.method.clipped_sum(per_example, params, examples, mask, labels, self.clipping.order, factors)
+        rounding = self._rounding(params, mask.shape[0])
+        tightened = (lambda norms: norms) if rounding is None else rounding.tightened
+        options = {} if rounding is None else {"quantise": rounding.quantise}
+        factors = lambda norms: self.clipping.factors(tightened(norms), clipping_state)
+        order = self.clipping.order
+        out = self.method.clipped_sum(per_example, params, examples, mask, labels, order, factors, **options)
         original, _ = trainable(model, self.filter_spec)
         total = jax.tree.map(like, out.total, original)
         if size == 0:
             out, mask = jax.tree.map(lambda x: x[:0], (out, mask))
         return ClippedSum(total, out.norms, out.losses, out.aux), mask
+
+    def _rounding(self, params: Params, batch_size: int) -> Rounding | None:
+        if not isinstance(self.noise, AbstractIntegerNoise) or isinstance(self.clipping, NoClipping):
+            return None
+        dimension = sum(x.size for x in jax.tree.leaves(params))
+        return self.noise.rounding(self.clipping.sensitivity, dimension, batch_size)
 
     def _rescaled(self, total: Params, clipping_state: PyTree) -> Params:
         rescale = self.clipping.rescale(clipping_state)

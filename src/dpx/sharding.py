@@ -4,9 +4,10 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, Float, Key, PyTree, Shaped
+from jaxtyping import Array, Float, Key, PyTree, Shaped, UInt32
 
 from ._tree import wide_dtype
 
@@ -99,6 +100,11 @@ def uniform_like(
 ) -> Float[Array, "*shape"]:
     """Uniform noise in [minval, maxval), in the same way."""
     return jr.uniform(key, x.shape, wide_dtype(x.dtype), minval, maxval, out_sharding=_explicit(x))
+
+
+def bits_like(key: Key[Array, ""], x: Shaped[Array, "*shape"]) -> UInt32[Array, "*shape"]:
+    """32 random bits for every number of `x`, in the same way."""
+    return jr.bits(key, x.shape, jnp.uint32, out_sharding=_explicit(x))
 
 
 def _explicit(x: Array) -> Any:

@@ -81,6 +81,11 @@ def _strict(event: Any) -> Any:
             return da.GaussianDpEvent(float(event.noise_multiplier))
         case da.LaplaceDpEvent():
             return da.LaplaceDpEvent(float(event.noise_multiplier))
+        case da.dp_event.ZCDpEvent():
+            return da.dp_event.ZCDpEvent(float(event.rho), float(event.xi))
+        case da.PoissonSampledDpEvent(event=da.dp_event.ZCDpEvent()):
+            # Rényi divergences are jointly quasi-convex, so that sampling, a mixture, cannot do worse than taking part surely
+            return _strict(event.event)
         case da.PoissonSampledDpEvent():
             return da.PoissonSampledDpEvent(float(event.sampling_probability), _strict(event.event))
         case da.SelfComposedDpEvent():

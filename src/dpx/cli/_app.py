@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+
 class Noise(enum.Enum):
     """Mechanisms that the demo can train with."""
 
@@ -31,7 +32,9 @@ def demo(
     steps: Annotated[int, typer.Option(help="Number of steps.")] = 60,
     clip_norm: Annotated[float, typer.Option(help="Bound on the norm of one example's gradient.")] = 0.5,
     learning_rate: Annotated[float, typer.Option(help="Learning rate of the private run.")] = 4.0,
-    noise: Annotated[Noise, typer.Option(help="Independent (DP-SGD), or correlated by a banded matrix (DP-FTRL).")] = Noise.independent,
+    noise: Annotated[
+        Noise, typer.Option(help="Independent (DP-SGD), or correlated by a banded matrix (DP-FTRL).")
+    ] = Noise.independent,
     seed: Annotated[
         int | None,
         typer.Option(help="Makes the run reproducible, and no longer private; by default from the system's entropy."),

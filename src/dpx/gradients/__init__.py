@@ -6,4 +6,12 @@ from ._base import (
     ClippedSum as ClippedSum,
     LeafPlan as LeafPlan,
 )
+from ._ghost import (
+    EinsumUse as EinsumUse,
+    ScatterUse as ScatterUse,
+    Use as Use,
+    ghost_check as ghost_check,
+    ghost_rule as ghost_rule,
+)
+from ._ghost_method import Ghost as Ghost
 from ._vectorized import Vectorized as Vectorized

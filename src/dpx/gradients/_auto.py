@@ -2,13 +2,13 @@
 
 from jaxtyping import Array, Bool
 
-from .._types import Examples, FactorsFromNorms, Params, PerExampleLoss
+from .._types import Examples, FactorsFromNorms, Params, PerExampleLoss, Quantise
 from ._base import AbstractGradientMethod, ClippedSum, LeafPlan
-from ._vectorized import Vectorized
+from ._ghost_method import Ghost
 
 
 class Auto(AbstractGradientMethod):
-    """Chooses the method; today that is `Vectorized()`.
+    """Chooses for every use of every parameter the cheapest rule, one gradient per example among them: `Ghost()` as it comes.
 
     **Arguments:**
 
@@ -24,8 +24,9 @@ class Auto(AbstractGradientMethod):
         labels: tuple[int, ...],
         order: int,
         factors: FactorsFromNorms,
+        quantise: Quantise | None = None,
     ) -> ClippedSum:
-        return Vectorized().clipped_sum(loss, params, examples, mask, labels, order, factors)
+        return Ghost().clipped_sum(loss, params, examples, mask, labels, order, factors, quantise)
 
     def explain(self, loss: PerExampleLoss, params: Params, examples: Examples) -> tuple[LeafPlan, ...]:
-        return Vectorized().explain(loss, params, examples)
+        return Ghost().explain(loss, params, examples)

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._types import Examples, FactorsFromNorms, Params, PerExampleLoss
+from .._types import Examples, FactorsFromNorms, Params, PerExampleLoss, Quantise
 
 # Norms are inflated by this before factors are made of them: XLA sums squares in trees whose rounding was measured to stay below half
 # of it (tests/test_clipping.py), and the product of factor and gradient rounds by 2**-24 more.
@@ -65,6 +65,7 @@ class AbstractGradientMethod(eqx.Module):
         labels: tuple[int, ...],
         order: int,
         factors: FactorsFromNorms,
+        quantise: Quantise | None = None,
     ) -> ClippedSum:
         r"""The sum over examples of clipped gradients.
 
@@ -77,6 +78,7 @@ class AbstractGradientMethod(eqx.Module):
         - `labels`: for each leaf of `params`, in flattening order, the clip group that it belongs to.
         - `order`: norms are $\ell_1$ (1) or $\ell_2$ (2).
         - `factors`: clip factors from finite norms. An example with a non-finite norm in any group contributes exactly zero.
+        - `quantise`: rounds each example's clipped contribution to integers before they are added up; `total` is then int32, and exact.
         """
 
     @abc.abstractmethod

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from .._checks import positive_int
-from .._tree import grouped, leaf_paths, per_example_power, root, weighted_sum
-from .._types import Examples, FactorsFromNorms, Params, PerExampleLoss
+from .._tree import grouped, leaf_paths, per_example_power, root, weighted, weighted_sum
+from .._types import Examples, FactorsFromNorms, Params, PerExampleLoss, Quantise
 from ._base import AbstractGradientMethod, ClippedSum, LeafPlan, clip_weights
 from ._microbatch import in_microbatches
 
@@ -41,6 +41,7 @@ class Vectorized(AbstractGradientMethod):
         labels: tuple[int, ...],
         order: int,
         factors: FactorsFromNorms,
+        quantise: Quantise | None = None,
     ) -> ClippedSum:
         def value(params, example):
             out, aux = loss(params, example)
@@ -51,7 +52,11 @@ class Vectorized(AbstractGradientMethod):
             leaves, treedef = jax.tree.flatten(grads)
             norms = root(grouped([per_example_power(g, order) for g in leaves], labels), order)
             weights, keep = clip_weights(norms, mask, factors)
-            sums = [weighted_sum(g, weights[:, label], keep) for g, label in zip(leaves, labels, strict=True)]
+            if quantise is None:
+                sums = [weighted_sum(g, weights[:, label], keep) for g, label in zip(leaves, labels, strict=True)]
+            else:
+                terms = [weighted(g, weights[:, label], keep) for g, label in zip(leaves, labels, strict=True)]
+                sums = [jnp.sum(v, axis=0, dtype=jnp.int32) for v in quantise(terms)]
             return ClippedSum(jax.tree.unflatten(treedef, sums), norms, losses, aux)
 
         return in_microbatches(compute, examples, mask, self.microbatch_size)

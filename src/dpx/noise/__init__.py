@@ -1,6 +1,8 @@
 """What is added to a clipped sum."""
 
-from ._base import AbstractNoise as AbstractNoise
+from ._base import AbstractIntegerNoise as AbstractIntegerNoise, AbstractNoise as AbstractNoise
 from ._correlated import CorrelatedGaussian as CorrelatedGaussian
+from ._discrete import DiscreteGaussian as DiscreteGaussian
 from ._gaussian import IndependentGaussian as IndependentGaussian
 from ._laplace import Laplace as Laplace
+from ._rounding import Rounding as Rounding

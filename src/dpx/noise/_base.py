@@ -7,6 +7,7 @@ import equinox as eqx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from .._types import Params, Participation, Struct
+from ._rounding import Rounding
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -66,3 +67,14 @@ class AbstractNoise(eqx.Module):
     ) -> tuple[Params, Buffers]:
         """The noisy sum of step number `step` (from 0), and the buffers after it. The noise is a function of `fold_in(key, step)`, or of
         earlier steps' folds where it is correlated."""
+
+
+class AbstractIntegerNoise(AbstractNoise):
+    """Noise for sums of integers: every contribution is rounded before it is added up, and `step` gets the sum as int32."""
+
+    @abc.abstractmethod
+    def rounding(self, sensitivity: Float[Array, ""], dimension: int, batch_size: int) -> Rounding:
+        """How contributions, of `dimension` numbers and a norm of at most `sensitivity`, are rounded.
+
+        Raises `ValueError` if they cannot be, or if a batch of `batch_size` could overflow.
+        """

@@ -1,0 +1,212 @@
+r"""One site's contribution to the per-example gradients of a parameter, as factors that are multiplied as late as possible.
+
+Axes are labelled: `"b"` the batch, a non-negative integer an axis of the parameter's base (see `View`), a negative integer a sequence
+axis. An `Outer` term is $G_b = \sum_s A_{b,s} \otimes Y_{b,s}$; a `Rows` term is $G_b = \sum_s e_{\mathrm{ids}_{b,s}} \otimes Y_{b,s}$, with
+$e_i$ the unit vectors of one axis. All sums over features and sequences are accumulated in float32 or wider.
+"""
+
+import math
+from collections.abc import Iterable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from ..._tree import wide
+from ._jaxpr import Site
+from ._use import EinsumUse
+
+Label = int | str
+
+
+class Outer(eqx.Module):
+    """A sum of products of two dense factors: see the module.
+
+    **Arguments:**
+
+    - `a`, `y`: the factors.
+    - `a_axes`, `y_axes`: the label of each of their axes.
+    - `shape`: of the parameter's base.
+    """
+
+    a: Array
+    y: Array
+    a_axes: tuple[Label, ...] = eqx.field(static=True)
+    y_axes: tuple[Label, ...] = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+
+class Rows(eqx.Module):
+    """A sum of rows: see the module.
+
+    **Arguments:**
+
+    - `ids`: which row; outside the axis, none.
+    - `y`: the rows.
+    - `ids_axes`, `y_axes`: the label of each of their axes.
+    - `axis`: the axis of the parameter's base that `ids` index.
+    - `shape`: of the parameter's base.
+    """
+
+    ids: Int[Array, "..."]
+    y: Array
+    ids_axes: tuple[Label, ...] = eqx.field(static=True)
+    y_axes: tuple[Label, ...] = eqx.field(static=True)
+    axis: int = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+
+Term = Outer | Rows
+
+
+def make_term(site: Site, captured: Array, cotangent: Array) -> Term:
+    """The term of a site. Both arrays have the axes of the enclosing scans first, then the batch, then those of one example."""
+    use, view = site.use, site.view
+    depth = len(site.scans)
+    # sequence axes of the use are -1, -2, ...; those of scans are numbered on from far below
+    lead = tuple(-1000 - k if axis is None else axis for k, (_, axis) in enumerate(site.scans))
+    name = lambda j: view.axes[j] if j >= 0 else j
+    y_axes = (*lead, "b", *map(name, use.output_axes))
+    if use.output_shape is not None:
+        cotangent = cotangent.reshape(*cotangent.shape[: depth + 1], *use.output_shape)
+    if isinstance(use, EinsumUse):
+        if use.expand is not None:
+            expand = use.expand
+            for _ in range(depth + 1):
+                expand = jax.vmap(expand)
+            captured = expand(captured)
+        return Outer(captured, cotangent, (*lead, "b", *map(name, use.captured_axes)), y_axes, view.shape)
+    ids_axes = (*lead, "b", *range(-1, -1 - len(site.captured.shape), -1))
+    return Rows(captured, cotangent, ids_axes, y_axes, view.axes[use.axis], view.shape)
+
+
+def _own(axes: tuple[Label, ...]) -> set[int]:
+    return {j for j in axes if isinstance(j, int) and j >= 0}
+
+
+def features(term: Term) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Axes of the parameter that the term has in common (batch axes of the product), in the left, and in the right factor alone."""
+    right = _own(term.y_axes)
+    left = _own(term.a_axes) if isinstance(term, Outer) else {term.axis} | _own(term.ids_axes)
+    return tuple(sorted(left & right)), tuple(sorted(left - right)), tuple(sorted(right - left))
+
+
+def einsum(axes_a: Iterable[Label], a: Array, axes_b: Iterable[Label], b: Array, out: Iterable[Label]) -> Array:
+    """An Einstein sum over labels, accumulated in float32 or wider and at full precision (the default on a GPU is TF32).
+
+    A label in one operand alone must be in `out`.
+    """
+    axes_a, axes_b, out = tuple(axes_a), tuple(axes_b), tuple(out)
+    own = [label for label in out if (label in axes_a) != (label in axes_b)]
+    if own and own[0] in axes_b:
+        # the product has the axes of its first operand first
+        axes_a, a, axes_b, b = axes_b, b, axes_a, a
+    dtype = np.result_type(a.dtype, b.dtype, np.float32)
+    if a.dtype != b.dtype:
+        a, b = a.astype(dtype), b.astype(dtype)
+    batch = [label for label in out if label in axes_a and label in axes_b]
+    summed = [label for label in axes_a if label in axes_b and label not in out]
+    at = lambda axes, labels: tuple(axes.index(label) for label in labels)
+    numbers = ((at(axes_a, summed), at(axes_b, summed)), (at(axes_a, batch), at(axes_b, batch)))
+    product = [*batch, *(x for x in axes_a if x not in batch + summed), *(x for x in axes_b if x not in batch + summed)]
+    x = lax.dot_general(a, b, numbers, precision=lax.Precision.HIGHEST, preferred_element_type=dtype)
+    return jnp.transpose(x, at(product, out))
+
+
+def row_sums(x: Array, axes: tuple[Label, ...], kept: Iterable[Label]) -> Array:
+    """Sums over every axis not in `kept`; what remains is in the order of `kept`."""
+    kept = tuple(kept)
+    x = jnp.sum(wide(x), axis=tuple(k for k, label in enumerate(axes) if label not in kept))
+    left = [label for label in axes if label in kept]
+    return jnp.transpose(x, [left.index(label) for label in kept])
+
+
+def sequence(term: Term) -> tuple[int, ...]:
+    """The sequence axes."""
+    axes = term.a_axes if isinstance(term, Outer) else term.ids_axes
+    return tuple(j for j in axes if isinstance(j, int) and j < 0)
+
+
+def sizes(term: Term) -> dict[Label, int]:
+    """The length of every axis."""
+    left = (term.a_axes, term.a.shape) if isinstance(term, Outer) else (term.ids_axes, term.ids.shape)
+    out = dict(zip(*left, strict=True)) | dict(zip(term.y_axes, term.y.shape, strict=True))
+    return out | ({term.axis: term.shape[term.axis]} if isinstance(term, Rows) else {})
+
+
+def canonical(term: Term, left: tuple[int, ...]) -> tuple[Array, Array]:
+    """Both factors with axes (batch, common, sequence, features), each of the four flattened; `left` comes first."""
+    common, ours, theirs = features(term)
+    length = sizes(term)
+    count = lambda labels: math.prod(length[j] for j in labels)
+    seq = sequence(term)
+
+    def arrange(x, axes, own):
+        order = ("b", *common, *seq, *own)
+        x = jnp.transpose(x, [axes.index(j) for j in order])
+        return x.reshape(length["b"], count(common), count(seq), *([count(own)] if own else []))
+
+    if isinstance(term, Rows):
+        return arrange(term.ids, term.ids_axes, ()), arrange(term.y, term.y_axes, theirs)
+    a, y = arrange(term.a, term.a_axes, ours), arrange(term.y, term.y_axes, theirs)
+    a = a.reshape(*a.shape[:3], -1)
+    y = y.reshape(*y.shape[:3], -1)
+    return (a, y) if ours == left else (y, a)
+
+
+def instantiate(term: Term) -> Float[Array, "batch ..."]:
+    """One gradient per example, with the axes of the base."""
+    out = ("b", *range(len(term.shape)))
+    if isinstance(term, Outer):
+        return einsum(term.a_axes, term.a, term.y_axes, term.y, out)
+    common, _, theirs = features(term)
+    ids, y = canonical(term, (term.axis,))
+    y = wide(y).reshape(*y.shape[:3], *([-1] if theirs else []))
+    rows = jnp.zeros((*ids.shape[:2], term.shape[term.axis], *y.shape[3:]), y.dtype)
+    add = lambda rows, ids, y: rows.at[_drop(ids, rows.shape[0])].add(y, mode="drop")
+    grads = jax.vmap(jax.vmap(add))(rows, ids, y)
+    order = (*common, term.axis, *theirs)
+    grads = grads.reshape(ids.shape[0], *(term.shape[j] for j in order))
+    return jnp.transpose(grads, (0, *(1 + order.index(j) for j in range(len(order)))))
+
+
+def _drop(ids, size):
+    # a negative index would count from the end
+    return jnp.where(ids < 0, size, ids)
+
+
+def total(term: Term, weights: Float[Array, " batch"], keep: Bool[Array, " batch"]) -> Array:
+    """The sum over examples of weight times gradient, with the axes of the base. Where `keep` is false nothing is added, whatever it is."""
+
+    def along(x, axes, column):
+        return jnp.expand_dims(column, tuple(k for k, label in enumerate(axes) if label != "b"))
+
+    def drop(x, axes):
+        return jnp.where(along(x, axes, keep), x, jnp.zeros((), x.dtype))
+
+    def scale(x, axes):
+        x = wide(x)
+        return jnp.where(along(x, axes, keep), x * along(x, axes, weights.astype(x.dtype)), jnp.zeros((), x.dtype))
+
+    if isinstance(term, Outer):
+        out = tuple(range(len(term.shape)))
+        # scaled cotangents are shared with the biases
+        if 2 * term.a.size < term.y.size:
+            a, y = scale(term.a, term.a_axes), drop(term.y, term.y_axes)
+        else:
+            a, y = drop(term.a, term.a_axes), scale(term.y, term.y_axes)
+        return einsum(term.a_axes, a, term.y_axes, y, out)
+    common, _, theirs = features(term)
+    scaled = Rows(term.ids, scale(term.y, term.y_axes), term.ids_axes, term.y_axes, term.axis, term.shape)
+    ids, y = canonical(scaled, (term.axis,))
+    ids = jnp.swapaxes(ids, 0, 1).reshape(ids.shape[1], -1)
+    y = jnp.swapaxes(y, 0, 1).reshape(*ids.shape, *y.shape[3:])
+    table = jnp.zeros((term.shape[term.axis], *y.shape[2:]), y.dtype)
+    add = lambda ids, y: table.at[_drop(ids, len(table))].add(y, mode="drop")
+    out = jax.vmap(add)(ids, y) if common else add(ids[0], y[0])
+    order = (*common, term.axis, *theirs)
+    out = out.reshape(tuple(term.shape[j] for j in order))
+    return jnp.transpose(out, tuple(order.index(j) for j in range(len(order))))
