@@ -31,15 +31,13 @@ def memory_rows():
 def plans(epsilon):
     """(mechanism, plan) for 10,000 examples in batches of 100: ten epochs."""
     budget = {"epsilon": epsilon, "delta": DELTA}
-    several = {"min_separation": EXAMPLES // BATCH, "max_participations": 11}
+    apart, times = EXAMPLES // BATCH, 11
     yield "DP-SGD, Poisson", dpx.dp_sgd(EXAMPLES, BATCH, STEPS, **budget)
     for bands in (4, 16, 64):
         yield f"{bands} bands, cyclic Poisson", dpx.dp_mf(EXAMPLES, BATCH, STEPS, bands=bands, **budget)
-    blt = dpx.BufferedToeplitz.optimize(
-        STEPS, 3, several["min_separation"], max_participations=several["max_participations"]
-    )
+    blt = dpx.BufferedToeplitz.optimize(STEPS, 3, apart, max_participations=times)
     yield "BLT, 3 buffers, no sampling", dpx.dp_mf(EXAMPLES, BATCH, STEPS, strategy=blt, **budget)
-    geometric = dpx.GeometricStrategy.optimize(STEPS, **several)
+    geometric = dpx.GeometricStrategy.optimize(STEPS, min_separation=apart, max_participations=times)
     yield "geometric, no sampling", dpx.dp_mf(EXAMPLES, BATCH, STEPS, strategy=geometric, replay=True, **budget)
 
 
