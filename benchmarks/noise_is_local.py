@@ -54,7 +54,7 @@ def ours(noise):
 
 
 def theirs(matrix):
-    from jax_privacy import noise_addition
+    from jax_privacy import noise_addition  # pyright: ignore[reportMissingImports]
 
     privatizer = noise_addition.matrix_factorization_privatizer(matrix, stddev=1.0, prng_key=jr.key(0))
 
@@ -85,7 +85,7 @@ def report(title, rows, reference, budget=12):
 if __name__ == "__main__":
     has_peer = True
     try:
-        from jax_privacy.matrix_factorization import buffered_toeplitz, streaming_matrix, toeplitz
+        from jax_privacy.matrix_factorization import buffered_toeplitz, streaming_matrix, toeplitz  # pyright: ignore[reportMissingImports]
     except ImportError:
         has_peer = False
         print("jax-privacy is not installed: `pip install 'dpx[bench]'` for its rows")

@@ -30,7 +30,7 @@ if __name__ == "__main__":
     try:
         import jax
         import jax.numpy as jnp
-        from jax_privacy.matrix_factorization import buffered_toeplitz, toeplitz
+        from jax_privacy.matrix_factorization import buffered_toeplitz, toeplitz  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise SystemExit("jax-privacy is not installed: `pip install 'dpx[bench]'` for its rows") from None
     with jax.enable_x64(True):
