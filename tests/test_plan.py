@@ -135,7 +135,10 @@ def test_no_clipping_has_infinite_epsilon():
 def test_batches_end_where_the_budget_ends(plan):
     data = (np.zeros((1000, 4), np.float32), np.zeros((1000, 3), np.float32))
     assert sum(1 for _ in plan.batches(data, seed=0)) == 40
-    assert sum(1 for _ in plan.batches(data, seed=None, start=38)) == 2
+    assert sum(1 for _ in plan.batches(data, seed=0, start=38)) == 2
+    assert sum(1 for _ in plan.batches(data, seed=None)) == 40
+    with pytest.raises(ValueError, match="another sampling"):
+        plan.batches(data, seed=None, start=38)
     with pytest.raises(ValueError, match="no budget covers"):
         plan.batches(data, seed=0, start=41)
     for past in (41, 10**6):

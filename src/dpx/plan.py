@@ -260,6 +260,11 @@ class PrivacyPlan(eqx.Module):
         - `seed`: the secret of the sampling, up to 128 bits; None draws one from the operating system (which cannot be resumed).
         - `start`: the step to start from; the batches are those of a run that was never stopped.
         """
+        if seed is None and start != 0:
+            raise ValueError(
+                f"`PrivacyPlan.batches(seed=None, start={start})` would go on with another sampling than the run began with, where "
+                "examples may take part more often than the plan accounts for. Begin with `seed=dpx.random.fresh_seed()`, keep it, and pass it again."
+            )
         seed = fresh_seed() if seed is None else check_seed("PrivacyPlan.batches(seed=...)", seed)
         return gather_batches(self.sampler, data, seed=seed, start=start)
 
