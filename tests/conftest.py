@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -20,10 +21,32 @@ import dpx  # noqa: E402
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(dpx.__file__).parents[1])}
 """For tests that start a Python of their own."""
 
+
+class Linear(eqx.Module):
+    """A small model with leaves of two shapes and something that is not trained."""
+
+    weight: Any
+    bias: Any
+    count: Any
+    name: str | None = "linear"
+
+    def __call__(self, x):
+        return self.weight @ x + self.bias
+
+
 CLIPPINGS = {
     "flat": dpx.FlatClipping(0.5),
     "flat-unit": dpx.FlatClipping(0.5, unit_norm=True),
     "flat-l1": dpx.FlatClipping(0.5, order=1),
+    "group": dpx.GroupClipping(Linear(0.3, 0.4, None, None)),
+    "group-equal": dpx.GroupClipping(Linear(0.3, 0.4, None, None), allocation="equal"),
+    "group-optimal": dpx.GroupClipping(Linear(0.3, 0.4, None, None), unit_norm=True, allocation="optimal"),
+    "normalized": dpx.NormalizedClipping(0.5),
+    "auto-v": dpx.NormalizedClipping(0.5, gamma=0),
+    "psac": dpx.PSACClipping(0.5),
+    "hard": dpx.HardThresholdClipping(0.5, threshold=7.2),
+    "adaptive": dpx.AdaptiveClipping(0.5),
+    "adaptive-groups": dpx.AdaptiveClipping(Linear(0.3, 0.4, None, None)),
 }
 METHODS = {
     "vectorized": dpx.Vectorized(),
@@ -42,19 +65,15 @@ SAMPLERS = {
     "shuffle": dpx.ShuffleSampler(50, 8, 400),
     "reshuffle": dpx.ShuffleSampler(50, 8, 400, reshuffle=True),
     "poisson-all": dpx.PoissonSampler(20, 20, 400),
+    "balls-in-bins": dpx.sampling.BallsInBinsSampler(50, 10, 400),
+    "random-allocation": dpx.sampling.RandomAllocationSampler(50, 10, 400, 80),
+    "min-sep": dpx.sampling.MinSepSampler(50, 5, 400, 4),
+    "min-sep-cold-truncated": dpx.sampling.MinSepSampler(50, 5, 400, 4, start="cold", max_batch_size=9),
+    "fixed-size": dpx.sampling.FixedSizeSampler(50, 10, 400),
+    "fixed-size-replace": dpx.sampling.FixedSizeSampler(50, 10, 400, replace=True),
+    "users": dpx.sampling.UserSampler(dpx.PoissonSampler(20, 5, 400), np.arange(90) * 7 % 30 % 20, 4),
+    "users-min-sep": dpx.sampling.UserSampler(dpx.sampling.MinSepSampler(20, 4, 400, 3), np.arange(60) % 20, 2),
 }
-
-
-class Linear(eqx.Module):
-    """A small model with leaves of two shapes and something that is not trained."""
-
-    weight: jax.Array
-    bias: jax.Array
-    count: jax.Array
-    name: str = "linear"
-
-    def __call__(self, x):
-        return self.weight @ x + self.bias
 
 
 def make_model(dtype=jnp.float32):
@@ -72,17 +91,42 @@ def make_batch(size=8, seed=0):
     return x, rng.normal(size=(size, 3)).astype(np.float32)
 
 
-def naive_clipped_sum(loss, model, batch, mask, norm, order=2, unit_norm=False):
-    """The definition, one example at a time, clipped and added up in float64."""
-    sums: dict[int, np.ndarray] = {}
+def contribution64(clipping, leaves, labels):
+    """What one example contributes to the sum before noise, by the definition in each clipping's paper, in float64."""
+    groups = max(labels) + 1
+    norms = np.array(
+        [norm64([x for x, g in zip(leaves, labels, strict=True) if g == k], clipping.order) for k in range(groups)]
+    )
+    match clipping:
+        case dpx.FlatClipping():
+            factors = np.minimum(1.0, float(clipping.norm) / np.maximum(norms, 1e-300))
+            factors /= float(clipping.norm) if clipping.unit_norm else 1.0
+        case dpx.GroupClipping():
+            bounds = np.asarray(clipping.norms, np.float64)
+            factors = np.minimum(1.0, bounds / np.maximum(norms, 1e-300))
+            factors /= norm64([bounds]) if clipping.unit_norm else 1.0
+        case dpx.NormalizedClipping():
+            factors = float(clipping.norm) / (norms + float(clipping.gamma))
+        case dpx.PSACClipping():
+            factors = float(clipping.norm) / (norms + float(clipping.r) / (norms + float(clipping.r)))
+        case dpx.HardThresholdClipping():
+            factors = np.where(norms <= float(clipping.threshold), float(clipping.norm / clipping.threshold), 0.0)
+        case dpx.AdaptiveClipping():
+            factors = np.minimum(1.0, np.asarray(clipping.initial_norms, np.float64) / np.maximum(norms, 1e-300))
+    return [factors[k] * x for x, k in zip(leaves, labels, strict=True)]
+
+
+def naive_clipped_sum(loss, model, batch, mask, clipping):
+    """The definition, one example at a time, clipped (or flatly, at a given norm) and added up in float64."""
+    if not isinstance(clipping, dpx.AbstractClipping):
+        clipping = dpx.FlatClipping(clipping)
+    params = eqx.filter(model, eqx.is_inexact_array)
+    sums = [np.zeros(x.shape) for x in jax.tree.leaves(params)]
     for i in np.flatnonzero(mask):
         grad = eqx.filter_grad(loss)(model, *jax.tree.map(lambda leaf, i=i: leaf[i], batch))
         leaves = [np.asarray(g, np.float64) for g in jax.tree.leaves(grad)]
-        size = sum(np.sum(np.abs(g) ** order) for g in leaves) ** (1 / order)
-        scale = min(1.0, norm / size) if size > 0 else 1.0
-        for k, g in enumerate(leaves):
-            sums[k] = sums.get(k, 0.0) + scale / (norm if unit_norm else 1.0) * g
-    return [sums[k] for k in range(len(sums))]
+        sums = [s + x for s, x in zip(sums, contribution64(clipping, leaves, clipping.labels(params)), strict=True)]
+    return sums
 
 
 def norm64(tree, order=2):

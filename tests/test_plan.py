@@ -8,7 +8,7 @@ import pytest
 
 import dpx
 from conftest import loss, make_model
-from dpx.clipping import AbstractStatelessClipping
+from dpx.noise import check_joint_noise, joint_scale
 
 
 @pytest.fixture(scope="module")
@@ -63,56 +63,51 @@ def test_event_is_derived_from_the_parts(plan):
     assert more.event.event.event.noise_multiplier == 9.0
 
 
-def test_what_a_clipping_learns_is_in_the_event():
-    class Learning(AbstractStatelessClipping):
-        order: int = 2
-
-        @property
-        def sensitivity(self):
-            return jnp.ones(())
-
-        def labels(self, params):
-            return (0,)
-
-        def factors(self, norms, state):
-            return norms
-
-        def rescale(self, state):
-            return None
-
-    class Counting(dpx.AbstractClipping):
-        base: Learning = Learning()
-        order: int = 2
-
-        @property
-        def sensitivity(self):
-            return self.base.sensitivity
-
-        @property
-        def side_noise_multipliers(self):
-            return (2.0, 4.0)
-
-        def init(self, params):
-            return ()
-
-        def labels(self, params):
-            return (0,)
-
-        def factors(self, norms, state):
-            return norms
-
-        def rescale(self, state):
-            return None
-
-        def update(self, state, norms, mask, expected_batch_size, key):
-            return state
-
+def test_what_a_clipping_learns_is_paid_by_the_gradient():
+    # counts of multiplier 10 and the gradient together are one Gaussian of the stated multiplier (Andrew et al. 2021, theorem 1)
+    clipping = dpx.AdaptiveClipping(2.0, count_noise_multiplier=5.0)
     sampler = dpx.PoissonSampler(100, 10, 5)
-    quiet = dpx.PrivacyPlan(sampler, Learning(), dpx.IndependentGaussian(1.0))
-    multiplier = lambda plan: plan.event.event.event.noise_multiplier
-    assert multiplier(quiet) == 1.0
-    plan = dpx.PrivacyPlan(sampler, Counting(), dpx.IndependentGaussian(1.0))
-    assert multiplier(plan) == pytest.approx((1 + 1 / 4 + 1 / 16) ** -0.5)
+    plan = dpx.PrivacyPlan(sampler, clipping, dpx.IndependentGaussian(1.0))
+    assert plan.event.event.event.noise_multiplier == 1.0
+    scale = float(joint_scale(clipping, plan.noise, 5, sampler.participation_per_event))
+    assert scale / 2.0 == pytest.approx(1.0050378, abs=2e-6) and scale / 2.0 >= (1 - 1 / 100) ** -0.5
+    assert "1.00504" in plan.statement(1e-3)
+
+
+def test_counts_are_paid_for_every_participation_of_an_event():
+    # unamplified matrix factorization is one Gaussian of the whole run, in which an example is counted in each of 4 epochs
+    sampler = dpx.ShuffleSampler(40, 10, 16)
+    noise = dpx.CorrelatedGaussian(dpx.SquareRootToeplitz(16), 1.0)
+    plain = noise.scale(jnp.ones(()), 16, sampler.participation_per_event)
+    clipping = dpx.AdaptiveClipping(1.0, count_noise_multiplier=5.0)
+    ratio = float(joint_scale(clipping, noise, 16, sampler.participation_per_event) / plain)
+    assert ratio == pytest.approx((1 - 4 / 100) ** -0.5, rel=2e-6)
+    with pytest.raises(ValueError, match="count_noise_multiplier"):
+        check_joint_noise(
+            dpx.AdaptiveClipping(1.0, count_noise_multiplier=0.9), noise, 16, sampler.participation_per_event
+        )
+
+
+def test_metrics_add_to_the_cost_and_are_released_in_the_state(model, batch):
+    plan = dpx.dp_sgd(100, 10, 5, noise_multiplier=1.0)
+    mean = dpx.metrics.Mean("losses", low=0.0, high=2.0, noise_multiplier=4.0)
+    watched = plan.with_metrics(loss=mean, again=mean)
+    assert watched.event.event.event.noise_multiplier == pytest.approx((1 + 2 / 16) ** -0.5)
+    assert watched.epsilon(1e-3) > plan.epsilon(1e-3)
+    private_grad = watched.private_gradient(loss)
+    _, state, _ = private_grad(model, batch, private_grad.init(model, key=jax.random.key(0)))
+    values = [float(v) for v in private_grad.metric_values(state).values()]
+    assert np.isfinite(values).all() and values[0] != values[1]  # two metrics never share their noise
+    for _ in range(5):
+        before = state
+        _, state, _ = private_grad(model, batch, state)
+    assert state.result == dpx.Result.budget_spent
+    assert eqx.tree_equal(before.metrics, state.metrics)  # past the budget nothing is released
+    assert "noise multiplier 4" in watched.statement(1e-3)
+    with pytest.raises(ValueError, match="dpx.metrics"):
+        plan.with_metrics(loss="losses")
+    with pytest.raises(ValueError, match="private_sum"):
+        watched.private_sum(lambda model, x, y: x)
 
 
 def test_multipliers_are_rounded_up_to_what_is_used():

@@ -2,6 +2,7 @@
 
 import time
 import tracemalloc
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -9,22 +10,47 @@ from scipy import stats
 
 import dpx
 from conftest import SAMPLERS
+from dpx import sampling
 from dpx.sampling import gather_batches
 from dpx.sampling._permutation import permuted
+
+
+def units(sampler, rows):
+    """Who is in a batch: the examples, or the users that its rows belong to."""
+    return sampler.user_ids[rows[:, 0]] if sampler.unit == "user" else rows
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_batches_are_pure_functions_of_seed_and_step(name):
     sampler = SAMPLERS[name]
-    for step in (0, 7, 399):
+    for step in (0, 7, 399, 6):
         first = sampler.indices(11, step)
         np.testing.assert_array_equal(first, sampler.indices(11, step))
         assert first.dtype == np.int64
-        assert np.all(np.diff(first) > 0) and first.min(initial=0) >= 0 and first.max(initial=0) < sampler.num_examples
+        assert first.min(initial=0) >= -(first.ndim - 1) and first.max(initial=0) < sampler.num_rows
+        gaps = np.diff(units(sampler, first))
+        assert np.all(gaps >= 0) and (np.all(gaps > 0) or name == "fixed-size-replace")
         assert len(first) <= sampler.physical_batch_size
     if sampler.batch_size < sampler.num_examples:
-        many = {tuple(sampler.indices(seed, step)) for seed in range(5) for step in range(5)}
+        many = {sampler.indices(seed, step).tobytes() for seed in range(5) for step in range(5)}
         assert len(many) == 25
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_resumed_batches_are_those_of_a_run_that_never_stopped(name):
+    sampler = SAMPLERS[name]
+    rows = np.arange(sampler.num_rows)
+    whole = list(gather_batches(sampler, (rows, 1 + rows[:, None]), seed=23))
+    for other in range(8):
+        sampler.indices(other, 5)  # whatever the process remembered of that run is gone
+    for start in (399, 123, 397):
+        rest = list(gather_batches(sampler, (rows, 1 + rows[:, None]), seed=23, start=start))[:4]
+        for ((x, y), mask), ((x2, y2), mask2) in zip(whole[start : start + 4], rest, strict=True):
+            np.testing.assert_array_equal(x, x2)
+            np.testing.assert_array_equal(mask, mask2)
+            np.testing.assert_array_equal(y, y2)
+            assert y.shape == (*mask.shape, 1) and x.shape == mask.shape and not y[~mask].any()
+            np.testing.assert_array_equal(y[mask][:, 0], 1 + x[mask])
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -33,12 +59,15 @@ def test_guarantee_participation_is_never_denser_than_stated(name):
     for seed in range(3):
         steps = [[] for _ in range(sampler.num_examples)]
         for step in range(sampler.steps):
-            for row in sampler.indices(seed, step):
-                steps[row].append(step)
+            for unit in np.unique(units(sampler, sampler.indices(seed, step))):
+                steps[unit].append(step)
         gaps = [gap for taken in steps for gap in np.diff(taken)]
         assert min(gaps) >= sampler.participation.min_separation
         assert max(map(len, steps)) <= sampler.participation.max_participations
         assert min(map(len, steps)) > 0
+        # coins that are independent, or less than that: 6 standard deviations
+        mean = sum(map(len, steps)) / sampler.steps
+        assert "truncated" in name or abs(mean - sampler.batch_size) < 6 * np.sqrt(sampler.batch_size / sampler.steps)
 
 
 def test_cyclic_groups_are_independent_draws_and_their_coins_fair():
@@ -46,7 +75,7 @@ def test_cyclic_groups_are_independent_draws_and_their_coins_fair():
     members = np.zeros((60, 50), int)
     sizes = []
     for seed in range(60):
-        for step in range(400):
+        for step in range(75):  # whoever was never taken would look like one of group 0: once in 1e7 runs
             rows = sampler.indices(seed, step)
             members[seed, rows] = step % 5
             sizes.append(len(rows))
@@ -55,10 +84,10 @@ def test_cyclic_groups_are_independent_draws_and_their_coins_fair():
     pairs = np.bincount((members[:, :-1] * 5 + members[:, 1:]).ravel(), minlength=25)
     assert stats.chisquare(pairs).pvalue > 1e-7
     # mean 8 with a standard deviation below 2 within, and 10 / 5 between groups of one seed
-    assert abs(np.mean(sizes) - 8) < 6 * (2 / np.sqrt(24_000) + 3 / np.sqrt(300))
+    assert abs(np.mean(sizes) - 8) < 6 * (2 / np.sqrt(4_500) + 3 / np.sqrt(300))
     equal = SAMPLERS["cyclic-equal"]
     groups = [set() for _ in range(5)]
-    for step in range(400):
+    for step in range(75):
         groups[step % 5] |= set(equal.indices(0, step).tolist())
     assert [len(g) for g in groups] == [10] * 5
 
@@ -78,22 +107,37 @@ def test_permutations_are_bijections(size):
     out = permuted(np.arange(size), size, seed=5)
     np.testing.assert_array_equal(np.sort(out), np.arange(size))
     np.testing.assert_array_equal(permuted(np.arange(3), size, seed=5), out[:3])
-    assert not np.array_equal(permuted(np.arange(size), size, seed=6), out)
+    first = np.arange(min(size, 1000))
+    assert not np.array_equal(permuted(first, size, seed=6), out[first])
     assert abs(np.corrcoef(np.arange(size), out)[0, 1]) < 6 / np.sqrt(size)
 
 
-@pytest.mark.parametrize("cls", [dpx.CyclicPoissonSampler, dpx.ShuffleSampler])
-def test_other_samplers_of_a_billion_examples(cls):
-    sampler = cls(10**9, 1000, 100, **({"cycle_length": 16} if cls is dpx.CyclicPoissonSampler else {}))
+BILLION = {
+    "cyclic": dpx.CyclicPoissonSampler(10**9, 1000, 100, 16),
+    "shuffle": dpx.ShuffleSampler(10**9, 1000, 100),
+    "balls-in-bins": sampling.BallsInBinsSampler(10**9, 1000, 100),
+    "random-allocation": sampling.RandomAllocationSampler(10**9, 1000, 10**6),
+    "fixed-size": sampling.FixedSizeSampler(10**9, 1000, 100),
+    "min-sep": sampling.MinSepSampler(10**9, 1000, 100, 16),
+}
+
+
+@pytest.mark.parametrize("name", BILLION)
+def test_a_batch_of_a_billion_examples_costs_time_and_memory_of_the_batch(name):
+    sampler = BILLION[name]
     sampler.indices(0, 0)
     tracemalloc.start()
-    begin = time.perf_counter()
     rows = sampler.indices(0, 1)
-    seconds = time.perf_counter() - begin
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    seconds = []
+    for step in range(2, 7):
+        begin = time.perf_counter()
+        sampler.indices(0, step)
+        seconds.append(time.perf_counter() - begin)
     assert len(np.unique(rows)) == len(rows) and rows.max() < 10**9 and rows.min() >= 0
-    assert peak < 1e6 and seconds < 0.2  # measured: 1.4 ms
+    assert len(rows) <= sampler.physical_batch_size
+    assert peak < 2e6 and min(seconds) < 0.05  # measured: 0.2 to 2.1 ms; the margin is for busy machines
 
 
 def test_bad_cyclic_and_shuffle_samplers():
@@ -123,27 +167,27 @@ def test_inclusion_frequencies_are_the_sampling_probability(name):
 
 
 def test_poisson_sizes_are_binomial_and_coins_independent():
-    sampler = dpx.PoissonSampler(30, 9, 5000)
-    rows = np.zeros((5000, 30), bool)
-    for step in range(5000):
+    sampler = dpx.PoissonSampler(30, 9, 3000)
+    rows = np.zeros((3000, 30), bool)
+    for step in range(3000):
         rows[step, sampler.indices(5, step)] = True
     sizes = np.bincount(rows.sum(1), minlength=31)
-    expected = 5000 * stats.binom.pmf(np.arange(31), 30, 0.3)
+    expected = 3000 * stats.binom.pmf(np.arange(31), 30, 0.3)
     keep = expected > 5
     observed = np.append(sizes[keep], sizes[~keep].sum())
     assert stats.chisquare(observed, np.append(expected[keep], expected[~keep].sum())).pvalue > 1e-7
     # coins of different examples, and of the same example in consecutive steps: 6 standard deviations, passed once in 1e9 a pair
     correlation = np.corrcoef(rows.T) - np.eye(30)
-    assert np.abs(correlation).max() < 7 / np.sqrt(5000)
+    assert np.abs(correlation).max() < 7 / np.sqrt(3000)
     assert np.abs(np.corrcoef(rows[1:].ravel(), rows[:-1].ravel())[0, 1]) < 6 / np.sqrt(rows.size)
 
 
 def test_truncation_keeps_a_uniform_subset():
-    sampler = dpx.PoissonSampler(20, 10, 4000, max_batch_size=10)
-    sizes = np.array([len(sampler.indices(1, step)) for step in range(4000)])
+    sampler = dpx.PoissonSampler(20, 10, 2000, max_batch_size=10)
+    sizes = np.array([len(sampler.indices(1, step)) for step in range(2000)])
     assert sizes.max() == 10
     share = stats.binom.sf(9, 20, 0.5)
-    assert abs((sizes == 10).mean() - share) < 6 * np.sqrt(share * (1 - share) / 4000)
+    assert abs((sizes == 10).mean() - share) < 6 * np.sqrt(share * (1 - share) / 2000)
 
 
 def test_a_batch_from_a_billion_examples_costs_milliseconds_and_little_memory():
@@ -189,6 +233,11 @@ def test_padding_grows_rather_than_drop_an_example():
         num_examples: int = 50
         batch_size: int = 1
         steps: int = 2
+        unit: ClassVar[str] = "example"
+
+        @property
+        def num_rows(self):
+            return 50
 
         @property
         def participation(self):
@@ -213,7 +262,7 @@ def test_padding_grows_rather_than_drop_an_example():
         def indices(self, seed, step):
             return np.arange(5 + 20 * step)
 
-        def event(self, mechanism, bands, steps):
+        def event(self, mechanism, bands, steps, strategy=None):
             raise AssertionError
 
     sizes = [(mask.sum(), mask.shape[0]) for _, mask in gather_batches(Physical(), (np.arange(50),), seed=0)]

@@ -3,13 +3,24 @@
 from . import (
     accounting as accounting,
     gradients as gradients,
+    metrics as metrics,
     random as random,
     sharding as sharding,
     strategies as strategies,
 )
 from ._sensitive import Sensitive as Sensitive
 from ._types import Participation as Participation
-from .clipping import AbstractClipping as AbstractClipping, FlatClipping as FlatClipping, NoClipping as NoClipping
+from .augmentation import augment as augment
+from .clipping import (
+    AbstractClipping as AbstractClipping,
+    AdaptiveClipping as AdaptiveClipping,
+    FlatClipping as FlatClipping,
+    GroupClipping as GroupClipping,
+    HardThresholdClipping as HardThresholdClipping,
+    NoClipping as NoClipping,
+    NormalizedClipping as NormalizedClipping,
+    PSACClipping as PSACClipping,
+)
 from .gradients import (
     AbstractGradientMethod as AbstractGradientMethod,
     Auto as Auto,
@@ -32,11 +43,18 @@ from .private_gradient import (
     PrivateGradientState as PrivateGradientState,
     Result as Result,
 )
+from .private_sum import PrivateSum as PrivateSum, model_update as model_update
 from .sampling import (
     AbstractSampler as AbstractSampler,
+    BallsInBinsSampler as BallsInBinsSampler,
     CyclicPoissonSampler as CyclicPoissonSampler,
+    FixedSizeSampler as FixedSizeSampler,
+    MinSepSampler as MinSepSampler,
     PoissonSampler as PoissonSampler,
+    RandomAllocationSampler as RandomAllocationSampler,
     ShuffleSampler as ShuffleSampler,
+    UserSampler as UserSampler,
+    bound_contributions as bound_contributions,
 )
 from .strategies import (
     AbstractStrategy as AbstractStrategy,

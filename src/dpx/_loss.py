@@ -189,3 +189,38 @@ def _check_output(out: Any, has_aux: bool, shapes: str) -> tuple[Array, PyTree]:
         if not (eqx.is_array_like(leaf) or is_traced(leaf)):
             raise ValueError(f"`aux{path_str(path)}` must be an array or a number; got {type(leaf).__name__}.")
     return jnp.asarray(value), jax.tree.map(jnp.asarray, aux)
+
+
+class Scaled(eqx.Module):
+    """A per-example loss as a function of steps $p$ from the model: $L(\\text{origin} + s \\odot p)$, whose gradient at 0 is $s \\odot \\nabla L$.
+
+    **Arguments:**
+
+    - `loss`: `(params, example) -> (loss, aux)`.
+    - `origin`: the parameters.
+    - `scaling`: $s$, shaped like them.
+    """
+
+    loss: Callable[[Params, Any], tuple[Array, PyTree]]
+    origin: Params
+    scaling: Params
+
+    def __call__(self, params: Params, example: Any) -> tuple[Array, PyTree]:
+        moved = jax.tree.map(
+            lambda o, s, p: o + (s.astype(p.dtype) * p).astype(o.dtype), self.origin, self.scaling, params
+        )
+        return self.loss(moved, example)
+
+
+def check_scaling(scaling: Any, params: Params) -> None:
+    """Raises unless `scaling` has the structure and shapes of the trainable leaves."""
+    expected, got = jax.tree.structure(params), jax.tree.structure(scaling)
+    if expected != got:
+        raise ValueError(
+            f"`scaling` must have the structure of `eqx.filter(model, filter_spec)`, {expected}; got {got}."
+        )
+    for (path, p), s in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(scaling), strict=True):
+        if jnp.shape(s) != p.shape:
+            raise ValueError(
+                f"`scaling{path_str(path)}` must have the shape of that parameter, {p.shape}; got {jnp.shape(s)}."
+            )

@@ -1,7 +1,7 @@
 """`PrivateGradient`: clip, sum, add noise, divide by a public number."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import equinox as eqx
 import jax
@@ -11,18 +11,20 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ._checks import positive_int, positive_scalar
-from ._loss import PerExample, check_batch, check_mask, check_model, trainable
+from ._loss import PerExample, Scaled, check_batch, check_mask, check_model, check_scaling, trainable
 from ._sensitive import Sensitive
 from ._tree import expand_like, is_finite, leaf_paths, root, wide_dtype
 from ._types import Params, Participation, RealScalarLike
+from ._user import PerUser, WithinUser, check_user_batch
 from .clipping import AbstractClipping, NoClipping
 from .gradients import AbstractGradientMethod, Auto, ClippedSum, LeafPlan, ghost_check
-from .noise import AbstractIntegerNoise, AbstractNoise, Rounding
+from .metrics import AbstractMetric
+from .noise import AbstractIntegerNoise, AbstractNoise, Rounding, check_joint_noise, joint_scale
 from .random import check_key, fresh_key
 from .sharding import batch_axis, like, off_batch_axis, shard_batch
 
-# Domains of the state's key: the noise, the loss's own randomness and the clipping's never share a stream.
-_NOISE, _LOSS, _CLIPPING = 0, 1, 2
+# Domains of the state's key: the noise, the loss's own randomness, the clipping's and the metrics' never share a stream.
+_NOISE, _LOSS, _CLIPPING, _METRICS = 0, 1, 2, 3
 
 
 class Result(eqx.Enumeration):
@@ -44,6 +46,7 @@ class PrivateGradientState(eqx.Module):
     - `step`: number of steps taken.
     - `noise`: the noise's buffers.
     - `clipping`: the clipping's state.
+    - `metrics`: the state of each metric by name; its `value` is private.
     - `result`: `Result.successful`, or what went wrong.
     """
 
@@ -51,6 +54,7 @@ class PrivateGradientState(eqx.Module):
     step: Int[Array, ""]
     noise: PyTree
     clipping: PyTree
+    metrics: dict[str, Any]
     result: Result  # pyright: ignore[reportInvalidTypeForm]
 
     def raise_if_failed(self) -> None:
@@ -149,6 +153,10 @@ class PrivateGradient(eqx.Module):
     - `filter_spec`: which leaves are trained, as in `equinox.partition`: a function of a leaf, or a tree prefix of booleans.
     - `has_aux`: whether the loss returns `(scalar, aux)`.
     - `participation`: in which of the steps an example may take part, which scales correlated noise; by default in all of them.
+    - `unit`: `"example"`, or `"user"`: every leaf of the batch has two leading axes, (users, examples of a user), the mask too, and it is a user's
+        gradient that is clipped.
+    - `within_user`: whether a user's gradient is the `"mean"` or the `"sum"` over the user's examples.
+    - `metrics`: private statistics to release at every step, by name; see `PrivacyPlan.with_metrics`, which accounts for them.
     """
 
     loss: Callable[..., Any]
@@ -160,6 +168,9 @@ class PrivateGradient(eqx.Module):
     steps: int | None = eqx.field(static=True)
     has_aux: bool = eqx.field(static=True)
     participation: Participation = eqx.field(static=True)
+    unit: str = eqx.field(static=True)
+    within_user: WithinUser = eqx.field(static=True)
+    metrics: dict[str, AbstractMetric]
 
     def __init__(
         self,
@@ -173,6 +184,9 @@ class PrivateGradient(eqx.Module):
         filter_spec: PyTree = eqx.is_inexact_array,
         has_aux: bool = False,
         participation: Participation | None = None,
+        unit: str = "example",
+        within_user: str = "mean",
+        metrics: dict[str, Any] | None = None,
     ):
         if not callable(loss):
             raise ValueError(f"`PrivateGradient(loss=...)` must be a function `loss(model, *example)`; got {loss!r}.")
@@ -196,6 +210,12 @@ class PrivateGradient(eqx.Module):
         self.filter_spec = filter_spec
         self.has_aux = bool(has_aux)
         self.participation = Participation(1, None) if participation is None else participation
+        if within_user not in get_args(WithinUser):
+            raise ValueError(f"`PrivateGradient(within_user=...)` must be 'mean' or 'sum'; got {within_user!r}.")
+        self.unit = unit
+        self.within_user = within_user  # pyright: ignore[reportAttributeAccessIssue]
+        self.metrics = {} if metrics is None else dict(metrics)
+        check_joint_noise(clipping, noise, self.steps, self.participation)
 
     @property
     def sensitivity(self) -> float:
@@ -223,8 +243,42 @@ class PrivateGradient(eqx.Module):
         params, _ = trainable(model, self.filter_spec)
         struct = jax.tree.map(_sum_struct, params)
         return PrivateGradientState(
-            key, jnp.array(0, jnp.int32), self.noise.init(struct), self.clipping.init(params), Result.successful
+            key,
+            jnp.array(0, jnp.int32),
+            self.noise.init(struct),
+            self.clipping.init(params),
+            {name: metric.init() for name, metric in self.metrics.items()},
+            Result.successful,
         )
+
+    def noise_variance(self, model: PyTree, state: PrivateGradientState, *, scaling: PyTree = None) -> PyTree:
+        """The variance of the noise in every coordinate of the gradient that the next step, from `state`, returns.
+
+        **Arguments:**
+
+        - `model`: the model.
+        - `state`: the state BEFORE that step.
+        - `scaling`: as the step will get it.
+
+        **Returns:**
+
+        A tree like the gradient, with one number for each leaf (an array like the leaf, with `scaling`). It is public.
+        """
+        params, _ = trainable(model, self.filter_spec)
+        if isinstance(self.clipping, NoClipping):
+            variance = jnp.zeros(())
+        else:
+            variance = self.noise.variance(self._scale(), self.steps, state.step)
+        leaves = [jnp.broadcast_to(variance, ()) for _ in jax.tree.leaves(params)]
+        tree = self._published(jax.tree.unflatten(jax.tree.structure(params), leaves), state.clipping, power=2)
+        return tree if scaling is None else jax.tree.map(lambda v, s: v / s**2, tree, scaling)
+
+    def metric_values(self, state: PrivateGradientState) -> dict[str, Array]:
+        """What each metric released last, by name: private numbers, to be published at will. NaN before the first step."""
+        return {name: metric.value(state.metrics[name]) for name, metric in self.metrics.items()}
+
+    def _scale(self) -> Float[Array, ""]:
+        return joint_scale(self.clipping, self.noise, self.steps, self.participation)
 
     @eqx.filter_jit
     def __call__(
@@ -235,6 +289,7 @@ class PrivateGradient(eqx.Module):
         *,
         mask: Any = None,
         key: Any = None,
+        scaling: PyTree = None,
     ) -> tuple[PyTree, PrivateGradientState, Sensitive]:
         """One private step. Compiled on its own, and inlined where the caller compiles.
 
@@ -245,6 +300,8 @@ class PrivateGradient(eqx.Module):
         - `state`: from `init` or the step before. Never use one state for two steps: they would share their noise.
         - `mask`: `Bool[Array, "batch"]`, True for real examples, where the batch is padded to a fixed size.
         - `key`: randomness for a loss that takes `key`; by default derived from the state.
+        - `scaling`: positive PUBLIC numbers, a tree of arrays like the gradient: it is multiplied by them before it is clipped and divided
+            by them after the noise, so that all coordinates get noise in proportion to their size (scale-then-privatize).
 
         **Returns:**
 
@@ -257,17 +314,26 @@ class PrivateGradient(eqx.Module):
         """
         if key is None:
             key = jr.fold_in(jr.fold_in(state.key, _LOSS), state.step)
-        out, mask = self._clipped(model, batch, state.clipping, mask, key)
+        out, mask = self._clipped(model, batch, state.clipping, mask, key, scaling)
 
         if isinstance(self.clipping, NoClipping):
             noisy, buffers = out.total, state.noise
         else:
-            scale = self.noise.scale(self.clipping.sensitivity, self.steps, self.participation)
             noise_key = jr.fold_in(state.key, _NOISE)
-            noisy, buffers = self.noise.step(out.total, scale, noise_key, state.step, state.noise)
+            noisy, buffers = self.noise.step(out.total, self._scale(), noise_key, state.step, state.noise)
         clipping_key = jr.fold_in(jr.fold_in(state.key, _CLIPPING), state.step)
         clipping = self.clipping.update(state.clipping, out.norms, mask, self.normalizer, clipping_key)
+        diagnostics = _diagnostics(out, mask, self.clipping.order)
+        metrics_key = jr.fold_in(jr.fold_in(state.key, _METRICS), state.step)
+        metrics = {
+            name: metric.update(
+                state.metrics[name], diagnostics, mask, self.normalizer, jr.fold_in(metrics_key, number)
+            )
+            for number, (name, metric) in enumerate(sorted(self.metrics.items()))
+        }
         grads = self._published(noisy, state.clipping)
+        if scaling is not None:
+            grads = jax.tree.map(jnp.divide, grads, scaling)
 
         # jnp.where rather than eqx.error_if, which deadlocks on several devices
         steps = np.iinfo(np.int32).max if self.steps is None else self.steps
@@ -276,9 +342,12 @@ class PrivateGradient(eqx.Module):
         result = Result.where(state.result == Result.successful, result, state.result)
         is_good = result == Result.successful
         grads = jax.tree.map(lambda g: jnp.where(is_good, g, jnp.nan), grads)
+        # what clipping and metrics learn is released with the state, so a step without budget must not teach them
+        old = (state.clipping, state.metrics)
+        clipping, metrics = jax.tree.map(lambda x, y: jnp.where(is_good, x, y), (clipping, metrics), old)
         step = state.step + (state.step < steps).astype(state.step.dtype)
-        new = PrivateGradientState(state.key, step, buffers, clipping, result)
-        return grads, new, Sensitive(_diagnostics(out, mask, self.clipping.order))
+        new = PrivateGradientState(state.key, step, buffers, clipping, metrics, result)
+        return grads, new, Sensitive(diagnostics)
 
     def clipped_sum(self, model: PyTree, batch: Any, *, mask: Any = None, key: Any = None) -> Sensitive:
         """The sum of clipped gradients, without noise and not divided: for tests and mechanisms of your own.
@@ -292,7 +361,7 @@ class PrivateGradient(eqx.Module):
 
     @eqx.filter_jit
     def _clipped_sum(self, model: PyTree, batch: Any, clipping_state: PyTree, mask: Any, key: Any) -> Sensitive:
-        out, _ = self._clipped(model, batch, clipping_state, mask, key)
+        out, _ = self._clipped(model, batch, clipping_state, mask, key, None)
         rounding = self._rounding(out.total, 1)
         total = out.total if rounding is None else rounding.restore(out.total)
         return Sensitive(self._rescaled(total, clipping_state))
@@ -325,18 +394,24 @@ class PrivateGradient(eqx.Module):
         pairs = ghost_check(per_example, params, examples)
         return Check(tuple((path, *pair) for path, pair in zip(leaf_paths(params), pairs, strict=True)))
 
-    def _problem(self, model, batch, mask, key):
+    def _problem(self, model, batch, mask, key, scaling=None):
         check_model(model)
         params, static = trainable(model, self.filter_spec)
         params = jax.tree.map(jnp.asarray, params)
         batch, size = check_batch(batch)
+        inner = batch
+        if self.unit == "user":
+            batch, mask = check_user_batch(batch, size, mask)
+            inner = jax.tree.map(lambda x: x[0] if size else jnp.zeros(x.shape[1:], x.dtype), inner)
         mask = check_mask(mask, size)
         if (
             size == 0
         ):  # nothing can be differentiated: one masked example of zeros gives the zero sum that noise is added to
             batch = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch)
             mask = jnp.zeros(1, bool)
-        per_example = PerExample(self.loss, static, self.has_aux, batch)
+        per_example = PerExample(self.loss, static, self.has_aux, inner)
+        if self.unit == "user":
+            per_example = PerUser(per_example, self.within_user)
         axis = batch_axis(batch)
         keys = None
         if per_example.takes_key:
@@ -348,11 +423,16 @@ class PrivateGradient(eqx.Module):
             # one fold for each example, so that neither padding nor microbatches change an example's randomness
             keys = jax.vmap(jr.fold_in, in_axes=(None, 0))(key, jnp.arange(mask.shape[0]))
         batch, mask, keys = shard_batch((batch, mask, keys), axis)
-        return off_batch_axis(params, axis), per_example, (batch, keys), mask
+        params = off_batch_axis(params, axis)
+        if scaling is not None:
+            check_scaling(scaling, params)
+            per_example = Scaled(per_example, params, scaling)
+            params = jax.tree.map(lambda x: jnp.zeros_like(x, wide_dtype(x.dtype)), params)
+        return params, per_example, (batch, keys), mask
 
-    def _clipped(self, model, batch, clipping_state, mask, key) -> tuple[ClippedSum, Array]:
+    def _clipped(self, model, batch, clipping_state, mask, key, scaling) -> tuple[ClippedSum, Array]:
         size = check_batch(batch)[1]
-        params, per_example, examples, mask = self._problem(model, batch, mask, key)
+        params, per_example, examples, mask = self._problem(model, batch, mask, key, scaling)
         labels = self.clipping.labels(params)
         rounding = self._rounding(params, mask.shape[0])
         tightened = (lambda norms: norms) if rounding is None else rounding.tightened
@@ -372,18 +452,19 @@ class PrivateGradient(eqx.Module):
         dimension = sum(x.size for x in jax.tree.leaves(params))
         return self.noise.rounding(self.clipping.sensitivity, dimension, batch_size)
 
-    def _rescaled(self, total: Params, clipping_state: PyTree) -> Params:
+    def _rescaled(self, total: Params, clipping_state: PyTree, power: int = 1) -> Params:
         rescale = self.clipping.rescale(clipping_state)
         if rescale is None:
             return total
         leaves, treedef = jax.tree.flatten(total)
         labels = self.clipping.labels(total)
         return jax.tree.unflatten(
-            treedef, [x * rescale[g].astype(x.dtype) for x, g in zip(leaves, labels, strict=True)]
+            treedef, [x * rescale[g].astype(x.dtype) ** power for x, g in zip(leaves, labels, strict=True)]
         )
 
-    def _published(self, noisy: Params, clipping_state: PyTree) -> Params:
-        return jax.tree.map(lambda x: x / self.normalizer.astype(x.dtype), self._rescaled(noisy, clipping_state))
+    def _published(self, noisy: Params, clipping_state: PyTree, power: int = 1) -> Params:
+        rescaled = self._rescaled(noisy, clipping_state, power)
+        return jax.tree.map(lambda x: x / self.normalizer.astype(x.dtype) ** power, rescaled)
 
 
 def _sum_struct(x: Array) -> jax.ShapeDtypeStruct:

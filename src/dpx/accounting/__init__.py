@@ -13,4 +13,13 @@ from ._accountants import (
     rough_epsilon as rough_epsilon,
 )
 from ._calibrate import largest_integer as largest_integer, least_feasible as least_feasible
+from ._filter import PrivacyFilter as PrivacyFilter
+from ._groups import group_epsilon as group_epsilon
+from ._ledger import LedgerEntry as LedgerEntry, PrivacyLedger as PrivacyLedger
 from ._trade_off import TradeOffCurve as TradeOffCurve
+from ._tuning import (
+    fixed_search_epsilon as fixed_search_epsilon,
+    number_of_runs as number_of_runs,
+    search_epsilon as search_epsilon,
+    search_event as search_event,
+)

@@ -6,6 +6,7 @@
 import contextlib
 import functools
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -13,6 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from .._checks import probability
+from ._distributions import LossDistribution, with_coupling
+from ._event_tree import composed, parts
+from ._fixed_size import gaussian_profile
+from ._monte_carlo import SampledLosses, is_monte_carlo, sampled_losses
+from ._pairs import distribution_of, relation as relation, strict, surrogate
+from ._renyi_accountant import renyi_accountant
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -65,108 +72,69 @@ def check_accountant(accountant: str, adjacency: str) -> None:
         )
 
 
-def relation(adjacency: str) -> Any:
-    """`dp_accounting`'s name for an adjacency."""
-    from dp_accounting import NeighboringRelation
-
-    return NeighboringRelation[adjacency.upper()]
-
-
-def _strict(event: Any) -> Any:
-    """The same event with Python numbers throughout: RDP under-accounts nested Gaussians whose multiplier is not a `float`."""
-    import dp_accounting as da
-
-    match event:
-        case da.GaussianDpEvent():
-            return da.GaussianDpEvent(float(event.noise_multiplier))
-        case da.LaplaceDpEvent():
-            return da.LaplaceDpEvent(float(event.noise_multiplier))
-        case da.dp_event.ZCDpEvent():
-            return da.dp_event.ZCDpEvent(float(event.rho), float(event.xi))
-        case da.PoissonSampledDpEvent(event=da.dp_event.ZCDpEvent()):
-            # Rényi divergences are jointly quasi-convex, so that sampling, a mixture, cannot do worse than taking part surely
-            return _strict(event.event)
-        case da.PoissonSampledDpEvent():
-            return da.PoissonSampledDpEvent(float(event.sampling_probability), _strict(event.event))
-        case da.SelfComposedDpEvent():
-            return da.SelfComposedDpEvent(_strict(event.event), int(event.count))
-        case da.ComposedDpEvent():
-            return da.ComposedDpEvent([_strict(e) for e in event.events])
-        case da.TruncatedSubsampledGaussianDpEvent():
-            return da.TruncatedSubsampledGaussianDpEvent(
-                int(event.dataset_size),
-                float(event.sampling_probability),
-                int(event.truncated_batch_size),
-                float(event.noise_multiplier),
-            )
-    return event
-
-
-def _untruncated(event: Any) -> Any:
-    """The event without truncation, which only guesses (where to look, how fine to discretise) are made from."""
-    import dp_accounting as da
-
-    if isinstance(event, da.SelfComposedDpEvent):
-        return da.SelfComposedDpEvent(_untruncated(event.event), event.count)
-    if isinstance(event, da.TruncatedSubsampledGaussianDpEvent):
-        return da.PoissonSampledDpEvent(event.sampling_probability, da.GaussianDpEvent(event.noise_multiplier))
-    return event
-
-
 def _as_one_gaussian(event: Any, adjacency: str) -> float | None:
     """The noise multiplier of the single Gaussian mechanism that `event` amounts to, if it is made of nothing else."""
     import dp_accounting as da
 
-    def inverse_variance(event: Any) -> float | None:
-        match event:
-            case da.GaussianDpEvent():
-                return float(event.noise_multiplier) ** -2
-            case da.SelfComposedDpEvent():
-                inner = inverse_variance(event.event)
-                return None if inner is None else inner * int(event.count)
+    only = composed(parts(event))
+    if not isinstance(only, da.GaussianDpEvent | da.SelfComposedDpEvent) or not parts(only):
         return None
-
-    total = inverse_variance(event)
-    if not total:
+    (part, count), *others = parts(only)
+    if others or not isinstance(part, da.GaussianDpEvent) or part.noise_multiplier == 0:
         return None
-    return total**-0.5 / (2 if adjacency == "replace_one" else 1)
+    return part.noise_multiplier / math.sqrt(count) / (2 if adjacency == "replace_one" else 1)
 
 
 def rough_epsilon(event: "DpEvent", delta: float) -> float:
     """A guess at epsilon in milliseconds, from a few Rényi orders; infinite where there is none. Never reported."""
+    return _rough_epsilon(surrogate(strict(event)), delta)
+
+
+@functools.lru_cache(maxsize=256)
+def _rough_epsilon(event: "DpEvent", delta: float) -> float:
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant(orders=list(_COARSE_ORDERS))
-    event = _untruncated(_strict(event))
     if not accountant.supports(event):
         return float("inf")
     with _quiet():
         return float(accountant.compose(event).get_epsilon(delta))
 
 
-def discretisation(epsilon: float) -> float:
-    """Width of the grid of privacy losses: 1e-4, or 2e-5 of epsilon where that is more, so that huge epsilons cost no gigabytes."""
-    return max(_FINEST, 2e-5 * min(epsilon, 1e6))
+def discretisation(epsilon: float, count: int = 1) -> float:
+    """Width of the grid of privacy losses: 1e-4, or 2e-5 of epsilon where that is more, so that huge epsilons cost no gigabytes; less
+    where each of `count` steps loses so little that such a grid would not resolve it."""
+    if epsilon == math.inf:
+        return 10 * _FINEST  # no guess
+    wide = max(_FINEST, 2e-5 * epsilon)
+    # epsilon is a few standard deviations of the total loss, and a tenth of one step's is fine enough; by halves, so that a search that
+    # moves epsilon a little keeps its grid
+    wanted = max(5e-6, epsilon / (40 * math.sqrt(count)))
+    return wide / 2 ** max(0, math.ceil(math.log2(wide / wanted)))
 
 
 @functools.lru_cache(maxsize=64)
-def _composed(event: "DpEvent", adjacency: str, interval: float) -> Any:
-    from dp_accounting.pld import PLDAccountant
-
-    accountant = PLDAccountant(relation(adjacency), value_discretization_interval=interval)
-    event = _strict(event)
-    if not accountant.supports(event):
-        raise ValueError(
-            f"No privacy loss distribution is known for {event} under `adjacency={adjacency!r}`. Another adjacency, `accountant='rdp'`, or "
-            "Poisson sampling with Gaussian noise may be."
-        )
-    return accountant.compose(event)
+def _composed(event: "DpEvent", adjacency: str, interval: float) -> LossDistribution:
+    with _quiet():
+        return distribution_of(event, adjacency, interval)
 
 
-def loss_distribution(event: "DpEvent", adjacency: str, delta: float = 1e-6, interval: float | None = None) -> Any:
-    """`dp_accounting`'s PLD accountant after `event`, pessimistic by connect-the-dots, on a grid that suits questions about `delta`."""
+def loss_distribution(
+    event: "DpEvent", adjacency: str, delta: float | None = None, interval: float | None = None
+) -> LossDistribution | SampledLosses:
+    r"""The privacy loss of `event`, with methods `get_epsilon(delta)` and `get_delta(epsilon)`: upper bounds.
+
+    **Arguments:**
+
+    - `event`, `adjacency`: as for `dpx.accounting.epsilon`.
+    - `delta`: that questions will be about, which decides how fine the grid of losses is, or how many samples are drawn.
+    - `interval`: the width of the grid, instead.
+    """
+    event = strict(event)
+    if is_monte_carlo(event):
+        return sampled_losses(event, adjacency, 1e-4 if delta is None else delta)
     if interval is None:
-        interval = discretisation(rough_epsilon(event, delta))
+        interval = discretisation(rough_epsilon(event, delta or 1e-6), sum(count for _, count in parts(event)))
     return _composed(event, adjacency, interval)
 
 
@@ -198,7 +166,9 @@ def epsilon(
     """
     delta = probability("delta", delta)
     check_adjacency(adjacency)
-    check_accountant(accountant, adjacency)
+    if accountant != "rdp":  # which of its events hold under replacement, Rényi accounting decides itself
+        check_accountant(accountant, adjacency)
+    event = strict(event)
     if accountant == "rdp":
         return _rdp_epsilon(event, delta, adjacency)
     if (multiplier := _as_one_gaussian(event, adjacency)) is not None:
@@ -211,22 +181,14 @@ def epsilon(
             f"`delta` = {delta:g} is below {_SMALLEST_DELTA:g}, where the truncated tails of privacy loss distributions inflate epsilon. Use "
             "`accountant='rdp'`, or a larger delta."
         )
-    with _quiet():
-        return max(0.0, float(loss_distribution(event, adjacency, delta, interval).get_epsilon(delta)))
+    return max(0.0, float(loss_distribution(event, adjacency, delta, interval).get_epsilon(delta)))
 
 
 @functools.lru_cache(maxsize=256)
 def _rdp_epsilon(event: "DpEvent", delta: float, adjacency: str) -> float:
-    from dp_accounting.rdp import RdpAccountant
-
-    accountant = RdpAccountant(neighboring_relation=relation(adjacency))
-    event = _strict(event)
-    if not accountant.supports(event):
-        raise ValueError(
-            f"Rényi accounting does not know {event} under `adjacency={adjacency!r}`. Use `accountant='pld'`."
-        )
+    account, coupling = renyi_accountant(event, adjacency)
     with _quiet():
-        return max(0.0, float(accountant.compose(event).get_epsilon(delta)))
+        return max(0.0, with_coupling(lambda d: float(account.get_epsilon(d)) if d > 0 else math.inf, delta, coupling))
 
 
 def delta(
@@ -247,25 +209,18 @@ def delta(
 
     $\delta$ in [0, 1].
     """
+    epsilon = float(epsilon)
     if not epsilon >= 0:
         raise ValueError(f"`epsilon` must be at least 0; got {epsilon}.")
     check_adjacency(adjacency)
-    check_accountant(accountant, adjacency)
+    event = strict(event)
     if accountant == "rdp":
-        from dp_accounting.rdp import RdpAccountant
-
-        account = RdpAccountant(neighboring_relation=relation(adjacency))
-        event = _strict(event)
-        if not account.supports(event):
-            raise ValueError(f"Rényi accounting does not know {event}. Use `accountant='pld'`.")
-        value = account.compose(event).get_delta(float(epsilon))
-    elif (multiplier := _as_one_gaussian(event, adjacency)) is not None:
-        from scipy.stats import norm
-
-        multiplier *= 1 - 1e-9
-        middle = float(epsilon) * multiplier
-        value = norm.cdf(0.5 / multiplier - middle) - np.exp(float(epsilon) + norm.logcdf(-0.5 / multiplier - middle))
-    else:
+        account, coupling = renyi_accountant(event, adjacency)
         with _quiet():
-            value = loss_distribution(event, adjacency).get_delta(float(epsilon))
-    return min(1.0, max(0.0, float(value)))
+            value = float(account.get_delta(epsilon)) + coupling * (1 + math.exp(min(epsilon, 700.0)))
+    elif (multiplier := _as_one_gaussian(event, adjacency)) is not None:
+        value = float(gaussian_profile(np.array([epsilon]), multiplier * (1 - 1e-9))[0])
+    else:
+        check_accountant(accountant, adjacency)
+        value = loss_distribution(event, adjacency).get_delta(epsilon)
+    return min(1.0, max(0.0, value))

@@ -1,10 +1,7 @@
 """`dpx demo`: a private model, trained end to end."""
 
-import contextlib
 import json
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .._checks import positive_float
+from .._files import write_atomically
 from ..clipping import FlatClipping, NoClipping
 from ..gradients import Vectorized
 from ..plan import PrivacyPlan, dp_mf, dp_sgd
@@ -81,8 +79,8 @@ def run(
         "curve": curve,
         "baseline_curve": plain,
     }
-    _write(out / "report.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
-    _write(out / "curve.png", lambda path: _plot(path, curve, plain))
+    write_atomically(out / "report.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
+    write_atomically(out / "curve.png", lambda path: _plot(path, curve, plain))
     against = f" (without privacy: {report['baseline_test_accuracy']:.1%})" if plain else ""
     console.print(f"\nTest accuracy with privacy: [bold]{report['test_accuracy']:.1%}[/bold]{against}\n")
     console.print(report["statement"], soft_wrap=True, highlight=False, markup=False)
@@ -145,17 +143,6 @@ def _train(
             progress.advance(task)
     state.raise_if_failed()
     return curve
-
-
-def _write(path: Path, save: Callable[[Path], Any]) -> None:
-    """Into a file of another name first, so that a crash leaves the old file or the new one, never half of one."""
-    half = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        save(half)
-        os.replace(half, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            half.unlink()
 
 
 def _plot(path: Path, curve: list[dict[str, float]], plain: list[dict[str, float]] | None) -> None:

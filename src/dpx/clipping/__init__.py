@@ -1,5 +1,10 @@
 """How much one example may contribute."""
 
+from ._adaptive import AdaptiveClipping as AdaptiveClipping, AdaptiveClippingState as AdaptiveClippingState
 from ._base import AbstractClipping as AbstractClipping, AbstractStatelessClipping as AbstractStatelessClipping
 from ._flat import FlatClipping as FlatClipping
+from ._group import GroupClipping as GroupClipping
+from ._hard_threshold import HardThresholdClipping as HardThresholdClipping
 from ._none import NoClipping as NoClipping
+from ._normalized import NormalizedClipping as NormalizedClipping
+from ._psac import PSACClipping as PSACClipping

@@ -30,8 +30,9 @@ class AbstractClipping(eqx.Module):
 
     @property
     @abc.abstractmethod
-    def side_noise_multipliers(self) -> tuple[float, ...]:
-        """Noise multipliers of the Gaussian queries (of sensitivity 1) that `update` makes of the same batch, to be accounted."""
+    def side_noise_multipliers(self) -> tuple[Float[Array, ""], ...]:
+        """Noise multipliers of the Gaussian queries (of sensitivity 1) that `update` makes of the same batch at every step. The gradient's noise
+        is raised so that all together are one Gaussian mechanism of the stated multiplier."""
 
     @abc.abstractmethod
     def init(self, params: Params) -> PyTree:
@@ -65,7 +66,7 @@ class AbstractStatelessClipping(AbstractClipping):
     """Clipping that learns nothing from one step to the next."""
 
     @property
-    def side_noise_multipliers(self) -> tuple[float, ...]:
+    def side_noise_multipliers(self) -> tuple[Float[Array, ""], ...]:
         return ()
 
     def init(self, params: Params) -> PyTree:

@@ -10,7 +10,15 @@ from .._types import Params, RealScalarLike
 from ._base import AbstractStatelessClipping
 
 # Within these a float32 sum of squares neither overflows before nor underflows at the clip norm.
-_SMALLEST, _LARGEST = 1e-12, 1e15
+SMALLEST, LARGEST = 1e-12, 1e15
+
+
+def check_norm(call: str, norm: Float[Array, ""]) -> None:
+    """Raises if float32 sums of squares are not exact around that norm."""
+    if not is_traced(norm) and not SMALLEST <= float(norm) <= LARGEST:
+        raise ValueError(
+            f"`{call}` must lie between {SMALLEST} and {LARGEST}, where float32 norms are exact; got {float(norm):.6g}. Scale the loss instead."
+        )
 
 
 class FlatClipping(AbstractStatelessClipping):
@@ -40,11 +48,7 @@ class FlatClipping(AbstractStatelessClipping):
 
     def __init__(self, norm: RealScalarLike, unit_norm: bool = False, order: int = 2):
         self.norm = positive_scalar("FlatClipping(norm=...)", norm)
-        if not is_traced(self.norm) and not _SMALLEST <= float(self.norm) <= _LARGEST:
-            raise ValueError(
-                f"`FlatClipping(norm=...)` must lie between {_SMALLEST} and {_LARGEST}, where float32 norms are exact; got {norm}. "
-                "Scale the loss instead."
-            )
+        check_norm("FlatClipping(norm=...)", self.norm)
         if order not in (1, 2):
             raise ValueError(f"`FlatClipping(order=...)` must be 1 or 2; got {order}.")
         self.unit_norm = bool(unit_norm)

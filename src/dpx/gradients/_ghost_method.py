@@ -26,7 +26,7 @@ class Ghost(AbstractGradientMethod):
 
     - `microbatch_size`: how many examples are processed at once; by default all.
     - `memory_budget`: bytes that may be held for clipping, beyond ordinary backpropagation, or a fraction (below 1) of the device's
-        memory. Rules and, if need be, the microbatch are chosen to stay below.
+        memory. Rules and, if need be, the microbatch and a second pass are chosen to stay below.
     """
 
     microbatch_size: int | None = eqx.field(static=True)
@@ -55,12 +55,12 @@ class Ghost(AbstractGradientMethod):
             return method.clipped_sum(loss, params, examples, mask, labels, order, factors, quantise)
         budget = _bytes(self.memory_budget)
         program = trace_example(loss, params, examples)
-        size = self.microbatch_size
+        size, passes = self.microbatch_size, 1
         if size is None:
-            size = batch_that_fits(program, mask.shape[0], budget, order)
+            size, passes = batch_that_fits(program, mask.shape[0], budget, order)
 
         def compute(examples, mask):
-            options: Any = {"order": order, "memory_budget": budget}
+            options: Any = {"order": order, "memory_budget": budget, "passes": passes}
             return ClippedSum(*clipped_sum_of(program, params, examples, mask, labels, factors, **options))
 
         return in_microbatches(compute, examples, mask, size)

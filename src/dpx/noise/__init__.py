@@ -4,5 +4,10 @@ from ._base import AbstractIntegerNoise as AbstractIntegerNoise, AbstractNoise a
 from ._correlated import CorrelatedGaussian as CorrelatedGaussian
 from ._discrete import DiscreteGaussian as DiscreteGaussian
 from ._gaussian import IndependentGaussian as IndependentGaussian
+from ._joint import (
+    check_joint_noise as check_joint_noise,
+    joint_scale as joint_scale,
+    queries_per_event as queries_per_event,
+)
 from ._laplace import Laplace as Laplace
 from ._rounding import Rounding as Rounding

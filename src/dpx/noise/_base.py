@@ -53,6 +53,11 @@ class AbstractNoise(eqx.Module):
         under that participation: the scale of the noise, in units of the sum."""
 
     @abc.abstractmethod
+    def variance(self, scale: Float[Array, ""], steps: int | None, step: Int[Array, ""]) -> Float[Array, ""]:
+        """Variance, in units of the sum squared, of the noise that `step` adds to every coordinate at step number `step` (from 0) of a
+        run of `steps`. It is public: it depends on the mechanism and not on the data."""
+
+    @abc.abstractmethod
     def error(self, steps: int, participation: Participation, workload: Any, kind: str) -> float:
         """Error of a workload of partial sums, `"mean"` or `"max"` over steps, at noise multiplier 1 and clip norm 1; see
         `AbstractStrategy.error`."""

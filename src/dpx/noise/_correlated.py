@@ -1,5 +1,6 @@
 """Gaussian noise that is correlated between steps, so that it cancels in sums of gradients."""
 
+import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
@@ -22,6 +23,14 @@ _MSG_NO_STEPS = (
     "`CorrelatedGaussian` must know for how many steps it is used, since its sensitivity grows with them. Give "
     "`PrivateGradient(..., steps=...)`, or use a plan, which does."
 )
+
+
+@functools.lru_cache(maxsize=16)
+def _row_powers(strategy: AbstractStrategy, steps: int) -> np.ndarray:
+    """`inverse_row_power` as float32, without the constant end that those of most Toeplitz matrices have."""
+    powers = strategy.inverse_row_power(steps).astype(np.float32)
+    changes = np.flatnonzero(powers != powers[-1])
+    return powers[: changes[-1] + 2 if changes.size else 1]
 
 
 class CorrelatedGaussian(AbstractNoise):
@@ -92,6 +101,12 @@ class CorrelatedGaussian(AbstractNoise):
         # float64 on the host, rounded up where the product is
         factor = self.strategy.sensitivity(steps, participation.min_separation, participation.max_participations)
         return self.noise_multiplier * sensitivity * np.float32(factor * ROUND_UP) * ROUND_UP
+
+    def variance(self, scale: Float[Array, ""], steps: int | None, step: Int[Array, ""]) -> Float[Array, ""]:
+        if steps is None:
+            raise ValueError(_MSG_NO_STEPS)
+        power = jnp.asarray(_row_powers(self.strategy, steps))
+        return scale**2 * power[jnp.clip(step, 0, len(power) - 1)]
 
     def error(self, steps: int, participation: Participation, workload: Any, kind: str) -> float:
         separation, participations = participation

@@ -72,6 +72,10 @@ class IndependentGaussian(AbstractNoise):
             raise ValueError(MSG_UNCALIBRATED.format(name="IndependentGaussian"))
         return self.noise_multiplier * sensitivity * ROUND_UP
 
+    def variance(self, scale: Float[Array, ""], steps: int | None, step: Int[Array, ""]) -> Float[Array, ""]:
+        del steps, step
+        return scale**2
+
     def error(self, steps: int, participation: Participation, workload: Any, kind: str) -> float:
         del participation
         return Identity().error(steps, workload, kind)

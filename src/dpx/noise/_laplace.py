@@ -66,6 +66,10 @@ class Laplace(AbstractNoise):
             raise ValueError(MSG_UNCALIBRATED.format(name="Laplace"))
         return self.noise_multiplier * sensitivity * ROUND_UP
 
+    def variance(self, scale: Float[Array, ""], steps: int | None, step: Int[Array, ""]) -> Float[Array, ""]:
+        del steps, step
+        return 2 * scale**2
+
     def error(self, steps: int, participation: Participation, workload: Any, kind: str) -> float:
         del participation
         return math.sqrt(2) * Identity().error(steps, workload, kind)  # the deviation of a Laplace variable of scale 1

@@ -8,6 +8,7 @@ import equinox as eqx
 import numpy as np
 
 from .._types import Participation
+from ..strategies import AbstractStrategy
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -23,6 +24,13 @@ class AbstractSampler(eqx.Module):
     batch_size: eqx.AbstractVar[int]
     """The EXPECTED number of examples in a batch, which is public and normalises the sum."""
     steps: eqx.AbstractVar[int]
+    unit: eqx.AbstractClassVar[str]
+    """What is sampled, clipped and protected: an `"example"`, or a `"user"` with all of theirs."""
+
+    @property
+    @abc.abstractmethod
+    def num_rows(self) -> int:
+        """Number of rows of the data: `num_examples`, or more where a unit has several."""
 
     @property
     @abc.abstractmethod
@@ -53,18 +61,26 @@ class AbstractSampler(eqx.Module):
 
     @abc.abstractmethod
     def indices(self, seed: int, step: int) -> np.ndarray:
-        """The examples of batch number `step` (from 0), as sorted int64, each at most once."""
+        """The examples of batch number `step` (from 0), as sorted int64, each at most once unless the scheme draws with replacement.
+
+        Where a unit has several rows of the data, the shape is `(units, rows)`, filled up with -1 where a unit has fewer.
+        """
 
     @abc.abstractmethod
-    def event(self, mechanism: "DpEvent", bands: int | None, steps: int) -> "DpEvent":
-        """The DP event of `steps` steps, each a `mechanism` (which accounts for the sum of a whole batch) on a sample.
+    def event(
+        self, mechanism: "DpEvent", bands: int | None, steps: int, strategy: AbstractStrategy | None = None
+    ) -> "DpEvent":
+        """The DP event of the first `steps` steps, each a `mechanism` (which accounts for the sum of a whole batch) on a sample.
 
-        `bands` is the number of bands of the noise's strategy matrix: 1 if steps are independent, None if it is dense. Raises
+        `bands` is the number of bands of the noise's strategy matrix: 1 if steps are independent, None if it is dense. `strategy` is that
+        matrix, where the noise is correlated; its scale covers `participation_per_event` in all of the sampler's steps. Raises
         `ValueError`, naming what can be accounted for, where no bound is known.
         """
 
 
 ADJACENCIES = ("add_or_remove_one", "replace_one", "replace_special")
+PRESENCE = ("add_or_remove_one", "replace_special")
+"""Where a unit is there or contributes nothing: what the dominating pairs of random allocation and its relatives are about."""
 
 _LOG_TAIL = math.log(1e9)
 
@@ -89,3 +105,23 @@ def check_step(sampler: AbstractSampler, step: int) -> None:
         raise ValueError(
             f"`{type(sampler).__name__}` has {sampler.steps} steps, numbered from 0; batch {step} was asked for, which no budget covers."
         )
+
+
+def check_expected_size(name: str, batch_size: int, expected: float, remedy: str) -> None:
+    """Raises unless `batch_size`, by which sums are divided, is the expected size of a batch, rounded."""
+    if abs(batch_size - expected) > 0.5:
+        raise ValueError(
+            f"`{name}(batch_size=...)` must be the expected size of a batch, {expected:.6g}, rounded; got {batch_size}. {remedy}"
+        )
+
+
+def gaussian_multiplier(name: str, mechanism: "DpEvent") -> float:
+    """The noise multiplier of Gaussian noise; raises for any other."""
+    import dp_accounting as da
+
+    if not isinstance(mechanism, da.GaussianDpEvent):
+        raise ValueError(
+            f"`{name}` can be accounted for with Gaussian noise only; got {type(mechanism).__name__}. Use `IndependentGaussian`, or "
+            "`PoissonSampler` or `ShuffleSampler`."
+        )
+    return float(mechanism.noise_multiplier)

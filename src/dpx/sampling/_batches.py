@@ -16,10 +16,13 @@ def gather_batches(
 ) -> Iterator[tuple[tuple[PyTree, ...], np.ndarray]]:
     """The batches from step `start` on, each padded with zeros to the sampler's physical size, with their masks.
 
+    Where a unit has several rows of the data (`UserSampler`), leaves have shape `(physical size, rows of a unit, ...)`, and the mask is of
+    shape `(physical size, rows of a unit)`.
+
     **Arguments:**
 
     - `sampler`: who is in a batch.
-    - `data`: a tuple of PyTrees of arrays (NumPy, JAX, or memory-mapped), with `sampler.num_examples` rows each.
+    - `data`: a tuple of PyTrees of arrays (NumPy, JAX, or memory-mapped), with `sampler.num_rows` rows each.
     - `seed`: the secret of the sampling.
     - `start`: number of the first batch.
 
@@ -32,9 +35,10 @@ def gather_batches(
     leaves, treedef = jax.tree.flatten(data)
     for path, leaf in jax.tree_util.tree_leaves_with_path(data):
         rows = leaf.shape[0] if getattr(leaf, "ndim", 0) else None
-        if rows != sampler.num_examples:
+        if rows != sampler.num_rows:
+            name = "num_examples" if sampler.num_rows == sampler.num_examples else "num_rows"
             raise ValueError(
-                f"`data{path_str(path)}` must have `num_examples` = {sampler.num_examples} rows, which the privacy statement rests on; got "
+                f"`data{path_str(path)}` must have `{name}` = {sampler.num_rows} rows, which the privacy statement rests on; got "
                 f"{'no array' if rows is None else rows}."
             )
     if start != sampler.steps:  # nothing left to do is no mistake: a finished run was resumed
@@ -45,14 +49,16 @@ def gather_batches(
         size = sampler.physical_batch_size
         for step in range(start, sampler.steps):
             rows = sampler.indices(seed, step)
-            size = max(size, 8 * -(-len(rows) // 8))
-            mask = np.arange(size) < len(rows)
-            yield jax.tree.unflatten(treedef, [_padded(leaf[rows], size) for leaf in arrays]), mask
+            if len(rows) > size:
+                size = 8 * -(-len(rows) // 8)
+            mask = np.zeros((size, *rows.shape[1:]), bool)
+            mask[: len(rows)] = rows >= 0
+            yield jax.tree.unflatten(treedef, [_padded(leaf[rows[rows >= 0]], mask) for leaf in arrays]), mask
 
     return batches()
 
 
-def _padded(rows: Any, size: int) -> np.ndarray:
-    out = np.zeros((size, *rows.shape[1:]), rows.dtype)
-    out[: len(rows)] = rows
+def _padded(rows: Any, mask: np.ndarray) -> np.ndarray:
+    out = np.zeros((*mask.shape, *rows.shape[1:]), rows.dtype)
+    out[mask] = rows
     return out

@@ -2,13 +2,14 @@
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import numpy as np
 
 from .._checks import positive_int
 from .._types import Participation
+from ..strategies import AbstractStrategy
 from ._base import ADJACENCIES, AbstractSampler, binomial_ceiling, check_batch_size, check_step
 from ._permutation import permuted
 from ._philox import generator
@@ -49,6 +50,7 @@ class CyclicPoissonSampler(AbstractSampler):
     steps: int = eqx.field(static=True)
     cycle_length: int = eqx.field(static=True)
     partition: str = eqx.field(static=True)
+    unit: ClassVar[str] = "example"
 
     def __init__(
         self, num_examples: Any, batch_size: Any, steps: Any, cycle_length: Any, partition: str = "independent"
@@ -72,6 +74,10 @@ class CyclicPoissonSampler(AbstractSampler):
     def sampling_probability(self) -> float:
         """The probability with which an example is in a batch of its group."""
         return self.batch_size * self.cycle_length / self.num_examples
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_examples
 
     @property
     def participation(self) -> Participation:
@@ -108,7 +114,9 @@ class CyclicPoissonSampler(AbstractSampler):
         positions = begin + rng.choice(size, taken, replace=False, shuffle=False) if taken else np.zeros(0, np.int64)
         return np.sort(permuted(positions, self.num_examples, seed))
 
-    def event(self, mechanism: "DpEvent", bands: int | None, steps: int) -> "DpEvent":
+    def event(
+        self, mechanism: "DpEvent", bands: int | None, steps: int, strategy: AbstractStrategy | None = None
+    ) -> "DpEvent":
         import dp_accounting as da
 
         if bands is None or bands > self.cycle_length:

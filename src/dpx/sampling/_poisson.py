@@ -1,12 +1,13 @@
 """Poisson sampling: every example flips its own coin at every step."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import numpy as np
 
 from .._checks import positive_int
 from .._types import Participation
+from ..strategies import AbstractStrategy
 from ._base import ADJACENCIES, AbstractSampler, binomial_ceiling, check_batch_size, check_step
 from ._philox import generator
 
@@ -46,6 +47,7 @@ class PoissonSampler(AbstractSampler):
     batch_size: int = eqx.field(static=True)
     steps: int = eqx.field(static=True)
     max_batch_size: int | None = eqx.field(static=True)
+    unit: ClassVar[str] = "example"
 
     def __init__(self, num_examples: Any, batch_size: Any, steps: Any, max_batch_size: Any = None):
         self.num_examples = positive_int("PoissonSampler(num_examples=...)", num_examples)
@@ -65,6 +67,10 @@ class PoissonSampler(AbstractSampler):
     def sampling_probability(self) -> float:
         """The probability with which an example is in a batch, before truncation."""
         return self.batch_size / self.num_examples
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_examples
 
     @property
     def participation(self) -> Participation:
@@ -102,13 +108,15 @@ class PoissonSampler(AbstractSampler):
             size = min(size, self.max_batch_size)
         return np.sort(rng.choice(self.num_examples, size, replace=False, shuffle=False))
 
-    def event(self, mechanism: "DpEvent", bands: int | None, steps: int) -> "DpEvent":
+    def event(
+        self, mechanism: "DpEvent", bands: int | None, steps: int, strategy: AbstractStrategy | None = None
+    ) -> "DpEvent":
         import dp_accounting as da
 
         if bands != 1:
             raise ValueError(
-                "Nobody can account for correlated noise under plain Poisson sampling, where an example may take part in neighbouring steps. Use "
-                "independent noise (`IndependentGaussian`), or `CyclicPoissonSampler` with a banded strategy."
+                "Nobody can account for correlated noise under plain Poisson sampling, where an example may take part in neighbouring steps. "
+                "Use `IndependentGaussian`, or a banded strategy with `CyclicPoissonSampler`, `BallsInBinsSampler` or `MinSepSampler`."
             )
         q = float(self.sampling_probability)
         if self.max_batch_size is None or self.max_batch_size >= self.num_examples:

@@ -1,13 +1,14 @@
 """Passes over the data in a random order: what most training code does, and what no amplification is proven for."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import numpy as np
 
 from .._checks import positive_int
 from .._types import Participation
+from ..strategies import AbstractStrategy
 from ._base import ADJACENCIES, AbstractSampler, check_batch_size, check_step
 from ._permutation import permuted
 
@@ -44,6 +45,7 @@ class ShuffleSampler(AbstractSampler):
     batch_size: int = eqx.field(static=True)
     steps: int = eqx.field(static=True)
     reshuffle: bool = eqx.field(static=True)
+    unit: ClassVar[str] = "example"
 
     def __init__(self, num_examples: Any, batch_size: Any, steps: Any, reshuffle: bool = False):
         self.num_examples = positive_int("ShuffleSampler(num_examples=...)", num_examples)
@@ -51,6 +53,10 @@ class ShuffleSampler(AbstractSampler):
         self.steps = positive_int("ShuffleSampler(steps=...)", steps)
         check_batch_size("ShuffleSampler", self.batch_size, self.num_examples)
         self.reshuffle = bool(reshuffle)
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_examples
 
     @property
     def participation(self) -> Participation:
@@ -88,7 +94,9 @@ class ShuffleSampler(AbstractSampler):
         positions = (step * self.batch_size + rows) % self.num_examples
         return np.sort(permuted(positions, self.num_examples, seed))
 
-    def event(self, mechanism: "DpEvent", bands: int | None, steps: int) -> "DpEvent":
+    def event(
+        self, mechanism: "DpEvent", bands: int | None, steps: int, strategy: AbstractStrategy | None = None
+    ) -> "DpEvent":
         import dp_accounting as da
 
         if bands != 1:

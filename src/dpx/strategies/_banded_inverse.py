@@ -107,6 +107,11 @@ class BandedInverse(AbstractStrategy):
         steps, separation, k = check_participation("BandedInverse", steps, min_separation, max_participations)
         return toeplitz_sensitivity(self.coefficients(steps), separation, k)
 
+    def inverse_row_power(self, steps: int) -> np.ndarray:
+        steps = check_steps("BandedInverse.inverse_row_power", steps, None)
+        squares = np.cumsum(np.square(self.inverse_coefficients))
+        return squares[np.minimum(np.arange(steps), len(squares) - 1)]
+
     def error(
         self,
         steps: int,

@@ -9,7 +9,7 @@ from jaxtyping import Array, Int, PyTree
 
 from .._checks import positive_int
 from ._base import MSG_NO_REPLAY, AbstractStrategy, check_bands, check_coefficients, check_steps
-from ._error import Workload, check_kind, resolve_workload, toeplitz_error
+from ._error import Workload, check_kind, inverse_series, resolve_workload, toeplitz_error
 from ._optimize import candidate_bands, optimize_banded
 from ._sensitivity import check_participation, toeplitz, toeplitz_sensitivity
 from ._square_root import square_root_coefficients
@@ -123,6 +123,10 @@ class BandedToeplitz(AbstractStrategy):
     def sensitivity(self, steps: int, min_separation: int = 1, max_participations: int | None = 1) -> float:
         steps, separation, k = check_participation("BandedToeplitz", steps, min_separation, max_participations)
         return toeplitz_sensitivity(self._padded(steps), separation, k)
+
+    def inverse_row_power(self, steps: int) -> np.ndarray:
+        steps = check_steps("BandedToeplitz.inverse_row_power", steps, None)
+        return np.cumsum(np.square(inverse_series(np.asarray(self.coefficients), steps)))
 
     def error(
         self,

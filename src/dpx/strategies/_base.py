@@ -79,6 +79,13 @@ class AbstractStrategy(eqx.Module):
         """
 
     @abc.abstractmethod
+    def inverse_row_power(self, steps: int) -> np.ndarray:
+        r"""$\|(C^{-1})_t\|^2$ for every step of a run of `steps`: the variance of the noise of that step, at $z \sim N(0, I)$.
+
+        **Returns:** a float64 array of shape `(steps,)`.
+        """
+
+    @abc.abstractmethod
     def error(
         self,
         steps: int,

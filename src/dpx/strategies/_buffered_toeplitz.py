@@ -144,6 +144,10 @@ class BufferedToeplitz(AbstractStrategy):
         steps, separation, k = check_participation("BufferedToeplitz", steps, min_separation, max_participations)
         return toeplitz_sensitivity(self.coefficients(steps), separation, k)
 
+    def inverse_row_power(self, steps: int) -> np.ndarray:
+        steps = check_steps("BufferedToeplitz.inverse_row_power", steps, None)
+        return np.cumsum(np.square(self.inverse_coefficients(steps)))
+
     def error(
         self,
         steps: int,

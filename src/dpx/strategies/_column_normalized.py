@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, PyTree
 from .._checks import positive_int
 from ._banded_toeplitz import BandedToeplitz
 from ._base import MSG_NO_REPLAY, AbstractStrategy, check_bands, check_coefficients, check_steps
-from ._error import Workload, check_kind, resolve_workload, scaled_toeplitz_error
+from ._error import Workload, check_kind, inverse_series, resolve_workload, scaled_toeplitz_error
 from ._sensitivity import (
     GRAM_STEPS,
     check_participation,
@@ -128,6 +128,11 @@ class ColumnNormalizedBanded(AbstractStrategy):
         # every column is at most the Toeplitz one over the smallest norm
         envelope = decreasing_envelope(self._padded(steps))
         return float(np.linalg.norm(participation_sum(envelope, separation, k)) / self._scales(steps).min())
+
+    def inverse_row_power(self, steps: int) -> np.ndarray:
+        steps = check_steps("ColumnNormalizedBanded.inverse_row_power", steps, self.steps)
+        inverse = inverse_series(np.asarray(self.coefficients), steps)
+        return np.square(self._scales(steps)) * np.cumsum(np.square(inverse))
 
     def error(
         self,

@@ -145,6 +145,12 @@ class DenseStrategy(AbstractStrategy):
         matrix = self.materialize(steps)
         return gram_sensitivity(matrix.T @ matrix, separation, k)
 
+    def inverse_row_power(self, steps: int) -> np.ndarray:
+        from scipy.linalg import solve_triangular
+
+        matrix = self.materialize(check_steps("DenseStrategy.inverse_row_power", steps, self.steps))
+        return np.square(solve_triangular(matrix, np.eye(len(matrix)), lower=True)).sum(1)
+
     def error(
         self,
         steps: int,

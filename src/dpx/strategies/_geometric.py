@@ -159,6 +159,12 @@ class GeometricStrategy(AbstractStrategy):
         matrix = self.materialize(steps)
         return min(bound, gram_sensitivity(matrix.T @ matrix, separation, k))
 
+    def inverse_row_power(self, steps: int) -> np.ndarray:
+        steps = check_steps("GeometricStrategy.inverse_row_power", steps, self.steps)
+        power = np.full(steps, 1 + self.decay**2)
+        power[0] = 1.0
+        return power * np.square(self._scales(steps)) if self.normalize_columns else power
+
     def error(
         self,
         steps: int,

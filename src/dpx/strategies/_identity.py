@@ -55,6 +55,9 @@ class Identity(AbstractStrategy):
     def sensitivity(self, steps: int, min_separation: int = 1, max_participations: int | None = 1) -> float:
         return math.sqrt(check_participation("Identity", steps, min_separation, max_participations)[2])
 
+    def inverse_row_power(self, steps: int) -> np.ndarray:
+        return np.ones(check_steps("Identity.inverse_row_power", steps, None))
+
     def error(
         self,
         steps: int,

@@ -102,6 +102,12 @@ class SquareRootToeplitz(AbstractStrategy):
         steps, separation, k = check_participation(call, steps, min_separation, max_participations)
         return toeplitz_sensitivity(self.coefficients(steps), separation, k)
 
+    def inverse_row_power(self, steps: int) -> np.ndarray:
+        call = "SquareRootToeplitz"
+        steps = check_steps(f"{call}.inverse_row_power", steps, self.steps)
+        inverse = square_root_coefficients(call, steps, self.momentum, self.weight_decay, inverse=True)
+        return np.cumsum(np.square(inverse))
+
     def error(
         self,
         steps: int,

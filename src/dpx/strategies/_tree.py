@@ -164,6 +164,20 @@ class TreeAggregation(AbstractStrategy):
             gram += (node[:, None] == node[None, :]) & (node >= 0)[:, None]
         return gram
 
+    def inverse_row_power(self, steps: int) -> np.ndarray:
+        steps = check_steps("TreeAggregation.inverse_row_power", steps, self.steps)
+        own, past, read = self._rows()
+        # The nodes below the one that a step completes are made of disjoint sets of draws, so their squared norms add up, and
+        # all depends on the node's height alone.
+        nodes, rows = np.zeros(len(own)), np.zeros(len(own))
+        for v in range(len(own)):
+            nodes[v] = own[v] ** 2 + np.square(past[v]) @ nodes
+            below = np.where(np.arange(len(own)) < v, nodes, 0.0)
+            rows[v] = (read[v, v] * own[v]) ** 2 + np.square(read[v, v] * past[v] + read[v]) @ below
+        position = np.arange(steps) % self._tree_steps + 1
+        # the height is how often 2 divides the position
+        return rows[np.frexp(position & -position)[1] - 1]
+
     def error(
         self,
         steps: int,

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ._jaxpr import Program, Site, Sites, find_sites
-from ._term import Outer, Rows, Term, features, make_term, sequence, sizes
+from ._norm import adds_rows
+from ._term import Outer, Rows, Term, axis_to_cut, features, make_term, sequence, sizes
 
 # Arithmetic that a device does in the time in which it moves one byte of float32: about right for CPUs and GPUs alike.
 _FLOPS_PER_BYTE = 8
+
+OUTER, GRAM, KEEP, RECOMPUTE = "outer product", "Gram", "instantiate", "instantiate and recompute"
 
 
 class Group(eqx.Module):
@@ -21,9 +24,10 @@ class Group(eqx.Module):
 
     - `leaf`: which parameter.
     - `sites`: positions in `Sites.sites`.
-    - `rule`: `"outer product"`, `"Gram"` or `"instantiate"`.
+    - `rule`: `"outer product"`, `"Gram"`, `"instantiate"` or `"instantiate and recompute"`.
     - `flops`: of the norm, for the batch, beyond ordinary backpropagation.
     - `memory`: bytes held for it.
+    - `cut`: under the last rule, the axis of the parameter's base that is cut, and into how many pieces.
     """
 
     leaf: int = eqx.field(static=True)
@@ -31,6 +35,7 @@ class Group(eqx.Module):
     rule: str = eqx.field(static=True)
     flops: int = eqx.field(static=True)
     memory: int = eqx.field(static=True)
+    cut: tuple[int, int] | None = eqx.field(static=True, default=None)
 
 
 class Plan(eqx.Module):
@@ -40,13 +45,15 @@ class Plan(eqx.Module):
 
     - `found`: the sites and the direct leaves.
     - `groups`: what is done with the sites.
+    - `passes`: 1 if captured values and cotangents are kept until the clip factors are known, 2 if they are computed again.
     """
 
     found: Sites = eqx.field(static=True)
     groups: tuple[Group, ...] = eqx.field(static=True)
+    passes: int = eqx.field(static=True)
 
 
-def make_plan(program: Program, batch: int, memory_budget: int | None, direct: dict[int, str]) -> Plan:
+def make_plan(program: Program, batch: int, memory_budget: int | None, direct: dict[int, str], passes: int = 1) -> Plan:
     """Finds the sites and chooses. Leaves in `direct` are differentiated per example."""
     while True:
         found = find_sites(program, direct)
@@ -61,30 +68,59 @@ def make_plan(program: Program, batch: int, memory_budget: int | None, direct: d
             break
         direct = found.direct | overlapping
     terms = [_term_struct(site, batch) for site in found.sites]
-    groups = [_Candidate(leaf, tuple(part), terms) for leaf, parts in by_leaf.items() for part in parts.values()]
     # instantiated gradients may take as much memory as the captured activations and cotangents do
     held = sum(_bytes(t) for t in terms)
-    budget = held if memory_budget is None else memory_budget - held
+    room = max(0, held if memory_budget is None else memory_budget - held)
+    groups = [_Candidate(leaf, tuple(part), terms, room) for leaf, parts in by_leaf.items() for part in parts.values()]
     used = 0
     for group in sorted(groups, key=lambda g: -g.gain):
-        if group.rule == "instantiate" and "Gram" in group.options:
-            memory = group.options["instantiate"][1]
-            if used + memory > budget and group.options["Gram"][1] < memory:
-                group.rule = "Gram"
+        if group.rule == KEEP:
+            memory = group.options[KEEP][1]
+            # nothing outlives the first of two passes
+            smaller = [rule for rule in group.options if group.options[rule][1] < memory or passes == 2]
+            others = [rule for rule in smaller if rule != KEEP]
+            if others and (passes == 2 or used + memory > room):
+                group.rule = min(others, key=group.time)
             else:
                 used += memory
-    return Plan(found, tuple(Group(g.leaf, g.sites, g.rule, *g.options[g.rule]) for g in groups))
+    chosen = lambda g: Group(g.leaf, g.sites, g.rule, *g.options[g.rule], g.cut if g.rule == RECOMPUTE else None)
+    return Plan(found, tuple(map(chosen, groups)), passes)
 
 
 def need_per_example(program: Program, plan: Plan) -> int:
     """Bytes that one example holds from its forward pass to the clipped sum, by `plan`, which is for one example."""
     found = plan.found
     captured = {site.capture: _scanned(site) * _bytes(site.captured) for site in found.sites}
-    cotangents = sum(_scanned(site) * _bytes(site.output) for site in found.sites)
-    direct = sum(_bytes(_abstract(program.jaxpr.invars[leaf].aval)) for leaf in found.direct)
-    kept = sum(group.memory for group in plan.groups if group.rule == "instantiate")
-    passing = max((group.memory for group in plan.groups if group.rule != "instantiate"), default=0)
-    return sum(captured.values()) + cotangents + direct + kept + passing
+    cotangents = [_scanned(site) * _bytes(site.output) for site in found.sites]
+    direct = [_bytes(_abstract(program.jaxpr.invars[leaf].aval)) for leaf in found.direct]
+    kept = sum(group.memory for group in plan.groups if group.rule == KEEP)
+    passing = [group.memory for group in plan.groups if group.rule != KEEP]
+    if plan.passes == 1:
+        return sum(captured.values()) + sum(cotangents) + sum(direct) + kept + max(passing, default=0)
+    # what is taken out of a scan is there all at once; otherwise one parameter follows the other
+    stacked = sum(size for size, site in zip(cotangents, found.sites, strict=True) if site.scans)
+    at_once = [
+        group.memory + sum(cotangents[k] for k in group.sites if not found.sites[k].scans) for group in plan.groups
+    ]
+    return sum(captured.values()) + stacked + max([*at_once, *direct], default=0)
+
+
+def time_per_pass(plan: Plan) -> int:
+    """Operations of one more forward and backward pass of the sites of `plan`, which is for one example."""
+    sites = plan.found.sites
+    terms = [_term_struct(site, 1) for site in sites]
+    products = sum(math.prod(t.shape) * _positions(t) for t in terms if isinstance(t, Outer))
+    return 4 * products + 3 * _FLOPS_PER_BYTE * sum(_bytes(t) for t in terms)
+
+
+def time_to_move(size: int) -> int:
+    """Operations in the time that it takes to read, or to write, so many bytes."""
+    return _FLOPS_PER_BYTE * size
+
+
+def _positions(term: Term) -> int:
+    length = sizes(term)
+    return math.prod(length[j] for j in sequence(term))
 
 
 def _scanned(site: Site) -> int:
@@ -114,44 +150,57 @@ def _bytes(tree: PyTree) -> int:
 class _Candidate:
     """The rules that apply to a group, each with (FLOPs, bytes), and the fastest."""
 
-    def __init__(self, leaf: int, sites: tuple[int, ...], all_terms: list[Term]):
+    def __init__(self, leaf: int, sites: tuple[int, ...], all_terms: list[Term], room: int):
         self.leaf, self.sites = leaf, sites
         terms = [all_terms[k] for k in sites]
-        length = sizes(terms[0])
-        batch = length["b"]
+        batch = sizes(terms[0])["b"]
         size = math.prod(terms[0].shape)
-        steps = [math.prod(sizes(t)[j] for j in sequence(t)) for t in terms]
-        seq = sum(steps)
-        self.options = {}
+        seq = sum(_positions(t) for t in terms)
+        self.products = batch * size * seq
+        self.has_rows = any(isinstance(t, Rows) for t in terms)
+        self.cut = None
+        self.options: dict[str, tuple[int, int]] = {}
         if len(terms) == 1 and seq == 1 and isinstance(terms[0], Outer):
-            self.options["outer product"] = (2 * sum(math.prod(x.shape) for x in (terms[0].a, terms[0].y)), 8 * batch)
+            self.options[OUTER] = (2 * sum(math.prod(x.shape) for x in (terms[0].a, terms[0].y)), 8 * batch)
         elif _concatenable(terms):
-            common, left, right = features(terms[0])
-            count = lambda labels: math.prod(terms[0].shape[j] for j in labels)
-            wide = count(left) * all(isinstance(t, Outer) for t in terms) + count(right)
-            pairs = batch * count(common) * seq**2
-            self.options["Gram"] = (2 * pairs * wide, 8 * pairs)
-        if "outer product" not in self.options:
-            has_rows = any(isinstance(t, Rows) for t in terms)
+            self.options[GRAM] = _gram_cost(terms, batch, seq)
+        if OUTER not in self.options:
             # a table's gradient is zero but for a few rows: to instantiate it is only ever a last resort
-            flops = batch * size * (2 if has_rows else 2 * seq)
-            self.options["instantiate"] = (flops, 4 * batch * size)
-        self.rule = min(
-            self.options,
-            key=lambda rule: self._time(rule, batch * size * seq, has_rows=any(isinstance(t, Rows) for t in terms)),
-        )
+            flops = batch * size * (2 if self.has_rows else 2 * seq)
+            self.options[KEEP] = (flops, 4 * batch * size)
+            axis = axis_to_cut(terms)
+            if axis is not None:
+                # a piece may be as large as what it is made of
+                limit = max(room, _bytes(terms))
+                divisors = [n for n in range(1, terms[0].shape[axis] + 1) if terms[0].shape[axis] % n == 0]
+                pieces = next((n for n in divisors if 4 * batch * size <= n * limit), divisors[-1])
+                self.cut = (axis, pieces)
+                self.options[RECOMPUTE] = (flops, 4 * batch * size // pieces)
+        self.rule = min((rule for rule in self.options if rule != RECOMPUTE), key=self.time)
         self.gain = 0.0
-        if self.rule == "instantiate" and "Gram" in self.options:
-            cost = [self._time(rule, batch * size * seq, False) for rule in ("Gram", "instantiate")]
-            self.gain = (cost[0] - cost[1]) / self.options["instantiate"][1]
+        if self.rule == KEEP and len(self.options) > 1:
+            other = min(self.time(rule) for rule in self.options if rule != KEEP)
+            self.gain = (other - self.time(KEEP)) / self.options[KEEP][1]
 
-    def _time(self, rule: str, products: int, has_rows: bool) -> float:
+    def time(self, rule: str) -> float:
         flops, memory = self.options[rule]
-        if rule == "Gram" and not has_rows:
-            flops += (
-                2 * products
-            )  # the clipped sum is then one more product; instantiated gradients only need adding up
+        if rule == RECOMPUTE:
+            # every piece is written and read once
+            memory = self.options[KEEP][1]
+        if rule in (GRAM, RECOMPUTE) and not self.has_rows:
+            # the clipped sum is then one more product; instantiated gradients only need adding up
+            flops += 2 * self.products
         return flops + 3 * memory * _FLOPS_PER_BYTE
+
+
+def _gram_cost(terms: list[Term], batch: int, seq: int) -> tuple[int, int]:
+    common, left, right = features(terms[0])
+    count = lambda labels: math.prod(terms[0].shape[j] for j in labels)
+    pairs = batch * count(common) * seq**2
+    if all(isinstance(t, Rows) for t in terms) and adds_rows(seq, count(right)):
+        return 2 * pairs * count(right), 4 * (pairs + batch * count(common) * seq * count(right))
+    wide = count(left) * all(isinstance(t, Outer) for t in terms) + count(right)
+    return 2 * pairs * wide, 8 * pairs
 
 
 def _concatenable(terms: list[Term]) -> bool:

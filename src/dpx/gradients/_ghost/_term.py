@@ -173,6 +173,23 @@ def instantiate(term: Term) -> Float[Array, "batch ..."]:
     return jnp.transpose(grads, (0, *(1 + order.index(j) for j in range(len(order)))))
 
 
+def axis_to_cut(terms: list[Term]) -> int | None:
+    """The longest axis of the base along which all terms can be cut to pieces; None if there is none."""
+    shape = terms[0].shape
+    axes = set(range(len(shape))) - {term.axis for term in terms if isinstance(term, Rows)}
+    return max(axes, key=lambda j: shape[j]) if axes else None
+
+
+def restrict(term: Term, axis: int, start: Int[Array, ""], size: int) -> Term:
+    """What the term contributes to `size` entries along one axis of the base, from `start` on."""
+    cut = lambda x, axes: lax.dynamic_slice_in_dim(x, start, size, axes.index(axis)) if axis in axes else x
+    shape = tuple(size if j == axis else n for j, n in enumerate(term.shape))
+    y = cut(term.y, term.y_axes)
+    if isinstance(term, Outer):
+        return Outer(cut(term.a, term.a_axes), y, term.a_axes, term.y_axes, shape)
+    return Rows(cut(term.ids, term.ids_axes), y, term.ids_axes, term.y_axes, term.axis, shape)
+
+
 def _drop(ids, size):
     # a negative index would count from the end
     return jnp.where(ids < 0, size, ids)

@@ -1,0 +1,165 @@
+r"""Random allocation: a deterministic upper bound on the privacy loss of the mean of many log-normal likelihood ratios.
+
+The ratio is $S = \frac1t \sum_j e^{u_j - a}$ with $u_j \sim N(0, 2a)$ independent under $Q$, and $2a = 1 / \sigma^2$. The deltas of both
+directions, $E_Q[(S - e^\varepsilon)_+]$ for removing and $E_Q[(1 - e^\varepsilon S)_+]$ for adding, are expectations of convex functions of $S$.
+So every replacement of a ratio by a spread of the same mean is an upper bound on both at once, and stays one when ratios are averaged: values
+are kept on a geometric grid, and one that falls between two points is split between them.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from ._distributions import LossDistribution, LossPmf, log_normal_mass, poisson_gaussian
+
+_REACH = 8.8  # standard deviations that a normal variable exceeds with probability 7e-19
+_DUST = 1e-19
+_POINTS = 80  # per standard deviation of the logarithm of the ratio
+_MOST_POINTS = 4_000
+
+
+class _Ratio(NamedTuple):
+    """A spread of a likelihood ratio: masses under Q at exp(step * (lowest + i)) and at 0, and the part of the mean that sits at infinity."""
+
+    step: float
+    lowest: int
+    mass: np.ndarray
+    zero: float
+    infinite: float
+
+
+def random_allocation(noise_multiplier: float, bins: int, interval: float) -> LossDistribution:
+    r"""$\frac1t \sum_j N(e_j, \sigma^2 I)$ against $N(0, \sigma^2 I)$, pessimistic, in both directions.
+
+    ??? cite "Reference"
+
+        Feldman and Shenfeld, *Privacy amplification by random allocation*, 2025 (arXiv:2502.08202), for the dominating pair; Chua et al.,
+        *Balls-and-bins sampling for DP-SGD*, 2025 (arXiv:2412.16802).
+    """
+    if 0.5 / noise_multiplier**2 + _REACH / noise_multiplier > 600:
+        return poisson_gaussian(noise_multiplier, 1.0, interval)  # ratios overflow; knowing the bin is an upper bound
+    return _on_grid(_mean_of(noise_multiplier, bins), interval)
+
+
+@functools.lru_cache(maxsize=32)
+def _mean_of(noise_multiplier: float, bins: int) -> _Ratio:
+    """Means of halves, from single ratios up: every level holds the two sizes, at most, that the next one averages."""
+    sigma = noise_multiplier
+    points = _POINTS if bins > 8 else 3 * _POINTS
+    wanted = lambda size: min(1 / sigma, math.sqrt(_log_variance(sigma, size))) / points
+    depth = (bins - 1).bit_length()
+    step = wanted(1)
+    ratios = {1: _single(sigma, step)}
+    for level in reversed(range(depth)):
+        sizes = {bins >> level, -(-bins >> level)}
+        longest = max(len(ratio.mass) for ratio in ratios.values())
+        # the sum gets narrower as terms are added: a finer grid, by a whole factor, while it is affordable
+        finer = max(1, min(math.floor(step / wanted(min(sizes)) + 1e-9), _MOST_POINTS // longest))
+        halves, step = ratios, step / finer
+        ratios = {
+            size: _single(sigma, step)
+            if size == 1
+            else _trim(_average(halves[size // 2], size // 2, halves[size - size // 2], size - size // 2, finer))
+            for size in sizes
+        }
+    return ratios[bins]
+
+
+def _log_variance(sigma: float, size: int) -> float:
+    """Log of one plus the relative variance of a mean of log-normal variables."""
+    exponent = sigma**-2
+    log_variance = exponent + math.log(-math.expm1(-exponent)) - math.log(size)
+    return float(np.logaddexp(0.0, log_variance))
+
+
+def _single(sigma: float, step: float) -> _Ratio:
+    """One log-normal ratio of mean one."""
+    shift = 0.5 / sigma**2
+    lowest = math.floor((-shift - _REACH / sigma) / step)
+    highest = math.ceil((shift + _REACH / sigma) / step)
+    losses = np.arange(lowest, highest + 1) * step
+    log_q, log_p = (log_normal_mass((losses + sign * shift) * sigma) for sign in (1.0, -1.0))
+    q = np.exp(log_q)
+    with np.errstate(invalid="ignore", under="ignore"):
+        up = np.nan_to_num(-np.expm1(log_q[1:-1] + losses[:-1] - log_p[1:-1]) / math.expm1(step), nan=0.0)
+        up = np.clip(
+            up * np.exp(log_p[1:-1] - log_q[1:-1] - losses[:-1]), 0.0, 1.0
+        )  # share of Q's mass for the upper end
+    mass = np.zeros(len(losses))
+    mass[1:] += up * q[1:-1]
+    mass[:-1] += (1 - up) * q[1:-1]
+    bottom = min(float(q[0]), math.exp(log_p[0] - losses[0]))
+    mass[0] += bottom
+    mass[-1] += q[-1]
+    excess = math.exp(log_p[-1]) - math.exp(log_q[-1] + losses[-1])
+    return _trim(_Ratio(step, lowest, mass, float(q[0]) - bottom, max(0.0, excess)))
+
+
+def _average(a: _Ratio, weight_a: int, b: _Ratio, weight_b: int, finer: int) -> _Ratio:
+    """The weighted average of two independent ratios on grids of one step, on a grid `finer` times as fine."""
+    step = a.step / finer
+    alpha, beta = weight_a / (weight_a + weight_b), weight_b / (weight_a + weight_b)
+    size_a, size_b = len(a.mass), len(b.mass)
+    lowest = finer * a.lowest + math.floor(math.log(alpha) / step) - 1
+    lowest = min(lowest, finer * b.lowest + math.floor(math.log(beta) / step) - 1)
+    highest = finer * max(a.lowest + size_a, b.lowest + size_b) + 1
+    mass = np.zeros(highest - lowest + 1)
+
+    def put(values: np.ndarray, first: int, log_factor: float) -> None:
+        """Adds masses at exp(a.step * (first + i) + log_factor), each split between its neighbours so that the mean stays."""
+        position = log_factor / step
+        whole = math.floor(position)
+        up = min(1.0, max(0.0, math.expm1((position - whole) * step) / math.expm1(step)))
+        begin = finer * first + whole - lowest
+        end = begin + finer * (len(values) - 1) + 1
+        mass[begin:end:finer] += (1 - up) * values
+        mass[begin + 1 : end + 1 : finer] += up * values
+
+    is_same = a is b
+    offset = b.lowest - a.lowest
+    for shift in range(0 if is_same else 1 - size_a, size_b):
+        # pairs (i, i + shift), whose average is a's value times one factor
+        begin, end = max(0, -shift), min(size_a, size_b - shift)
+        product = a.mass[begin:end] * b.mass[begin + shift : end + shift]
+        if is_same and shift:
+            product *= 2
+        put(product, a.lowest + begin, float(np.logaddexp(math.log(alpha), math.log(beta) + (offset + shift) * a.step)))
+    put(a.mass * b.zero, a.lowest, math.log(alpha))
+    put(b.mass * a.zero, b.lowest, math.log(beta))
+    return _Ratio(step, lowest, mass, a.zero * b.zero, alpha * a.infinite + beta * b.infinite)
+
+
+def _trim(ratio: _Ratio) -> _Ratio:
+    """Without tails of next to no mass: the lower one goes to 0 and the first value that is kept, the upper one to the last and to infinity."""
+    values = np.exp((np.arange(len(ratio.mass)) + ratio.lowest) * ratio.step)
+    first = int(np.searchsorted(np.cumsum(ratio.mass), _DUST))
+    last = len(values) - int(np.searchsorted(np.cumsum((ratio.mass * values)[::-1]), _DUST))
+    mass = ratio.mass[first:last].copy()
+    below, above = ratio.mass[:first], ratio.mass[last:]
+    lifted = float(np.dot(below, values[:first])) / values[first]
+    mass[0] += lifted
+    mass[-1] += float(above.sum())
+    zero = ratio.zero + float(below.sum()) - lifted
+    infinite = ratio.infinite + float(np.dot(above, values[last:] - values[last - 1]))
+    # what rounding lost of total and mean goes where it counts most
+    zero, infinite = max(zero, 1 - float(mass.sum())), max(infinite, 1 - float(np.dot(mass, values[first:last])))
+    return _Ratio(ratio.step, ratio.lowest + first, mass, zero, infinite)
+
+
+def _on_grid(ratio: _Ratio, interval: float) -> LossDistribution:
+    """The privacy losses of the two directions, each value split once more between multiples of `interval`."""
+    losses = (np.arange(len(ratio.mass)) + ratio.lowest) * ratio.step
+    whole = np.floor(losses / interval).astype(np.int64)
+    up = np.clip(np.expm1(losses - whole * interval) / math.expm1(interval), 0.0, 1.0)
+    lowest, highest = int(whole[0]), int(whole[-1]) + 1
+    mass = np.bincount(whole - lowest, (1 - up) * ratio.mass, highest - lowest + 1)
+    mass += np.bincount(whole + 1 - lowest, up * ratio.mass, highest - lowest + 1)
+    grid = np.arange(lowest, highest + 1) * interval
+    removed = mass * np.exp(grid)
+    # what rounding lost of the total counts as infinite
+    remove = LossPmf(interval, lowest, removed, max(ratio.infinite, 1 - float(removed.sum())))
+    return LossDistribution(
+        remove, LossPmf(interval, -highest, mass[::-1].copy(), max(ratio.zero, 1 - float(mass.sum())))
+    )

@@ -1,0 +1,62 @@
+"""Privacy losses of mixtures of Gaussians: groups of which a random number takes part."""
+
+import math
+
+import numpy as np
+
+from ._distributions import LossDistribution, connect, log_normal_mass
+
+_DUST = 4e-18
+
+
+def binomial_gaussian(
+    noise_multiplier: float, sampling_probability: float, size: int, interval: float
+) -> LossDistribution:
+    r"""$\sum_k \binom{K}{k} q^k (1 - q)^{K - k} N(k, \sigma^2)$ against $N(0, \sigma^2)$: a group of $K$, each sampled with probability $q$."""
+    from scipy.special import logsumexp
+    from scipy.stats import binom, norm
+
+    sigma = noise_multiplier
+    present = np.arange(size + 1.0)
+    log_weights = binom.logpmf(present, size, sampling_probability)
+    present, log_weights = present[np.isfinite(log_weights)], log_weights[np.isfinite(log_weights)]
+
+    def log_terms(x: np.ndarray) -> np.ndarray:
+        return log_weights[:, None] + present[:, None] * (2 * x - present[:, None]) / (2 * sigma**2)
+
+    ratio = lambda x: float(logsumexp(log_terms(np.array([x]))))
+    tail = lambda x: float(np.dot(np.exp(log_weights), norm.sf((x - present) / sigma)))
+    low, high = 0.0, size + 9 * sigma
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if tail(middle) > _DUST else (low, middle)
+    floor = float(log_weights[0]) if present[0] == 0 else -math.inf  # no loss is below
+    highest = math.ceil(ratio(high) / interval)
+    lowest = math.floor(max(floor, ratio(-8.6 * sigma)) / interval)
+
+    def edges_of(losses: np.ndarray) -> np.ndarray:
+        """Where the likelihood ratio is e^loss: Newton's method on a convex increasing function, from the right, where it cannot overshoot."""
+        reachable = losses > floor
+        wanted = losses[reachable]
+        excess = wanted + np.log(-np.expm1(floor - wanted))  # of e^loss over the mass of those who are absent
+        ks, ws = present[present > 0, None], log_weights[present > 0, None]
+        x = np.min((excess - ws) * sigma**2 / ks + ks / 2, axis=0)
+        for _ in range(100):
+            terms = log_terms(x)
+            value = logsumexp(terms, axis=0)
+            slope = np.exp(terms - value).T @ present / sigma**2
+            step = np.maximum(value - wanted, 0.0) / slope
+            x = x - step
+            if np.all(step <= 1e-13 * (1 + np.abs(x))):
+                break
+        return np.concatenate([np.full(len(losses) - len(wanted), -np.inf), x])
+
+    def masses(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        edges = edges_of(losses)
+        log_p = np.full(len(losses) + 1, -np.inf)
+        for k, log_weight in zip(present, log_weights, strict=True):
+            log_p = np.logaddexp(log_p, log_weight + log_normal_mass((edges - k) / sigma))
+        return log_p, log_normal_mass(edges / sigma)
+
+    with np.errstate(all="ignore"):
+        return connect(masses, lowest, highest, interval)

@@ -1,0 +1,54 @@
+"""Gradients above a threshold are left out, the others are scaled alike."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from .._checks import positive_scalar
+from .._types import Params, RealScalarLike
+from ._base import AbstractStatelessClipping
+from ._flat import check_norm
+
+
+class HardThresholdClipping(AbstractStatelessClipping):
+    r""" "Global clipping": $\frac{C}{Z} g$ if $\|g\| \le Z$, else 0. It never changes a direction or the ratio of two gradients that are kept.
+
+    !!! success "Guarantee"
+
+        One example's contribution has norm at most `norm` $(1 + 10^{-6})$, for every input and dtype.
+
+    **Arguments:**
+
+    - `norm`: the sensitivity $C > 0$.
+    - `threshold`: $Z > 0$, above which a gradient is left out; usually well above the norms of most.
+
+    ??? cite "Reference"
+
+        Bu et al., *On the convergence and calibration of deep learning with differential privacy*, 2021.
+    """
+
+    norm: Float[Array, ""]
+    threshold: Float[Array, ""]
+    order: int = eqx.field(static=True)
+
+    def __init__(self, norm: RealScalarLike, threshold: RealScalarLike):
+        self.norm = positive_scalar("HardThresholdClipping(norm=...)", norm)
+        check_norm("HardThresholdClipping(norm=...)", self.norm)
+        self.threshold = positive_scalar("HardThresholdClipping(threshold=...)", threshold)
+        check_norm("HardThresholdClipping(threshold=...)", self.threshold)
+        self.order = 2
+
+    @property
+    def sensitivity(self) -> Float[Array, ""]:
+        return self.norm
+
+    def labels(self, params: Params) -> tuple[int, ...]:
+        return (0,) * len(jax.tree.leaves(params))
+
+    def factors(self, norms: Float[Array, "batch groups"], state: PyTree) -> Float[Array, "batch groups"]:
+        del state
+        return jnp.where(norms <= self.threshold, self.norm / self.threshold, 0)
+
+    def rescale(self, state: PyTree) -> None:
+        del state

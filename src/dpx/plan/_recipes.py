@@ -1,0 +1,150 @@
+"""The two front doors: DP-SGD and DP-FTRL by matrix factorization."""
+
+from typing import Any
+
+from .._checks import positive_int
+from .._types import RealScalarLike
+from ..clipping import AbstractClipping, FlatClipping
+from ..noise import AbstractNoise, CorrelatedGaussian, IndependentGaussian
+from ..sampling import AbstractSampler, CyclicPoissonSampler, PoissonSampler, ShuffleSampler
+from ..strategies import AbstractStrategy, BandedToeplitz, SquareRootToeplitz
+from ._plan import PrivacyPlan
+
+
+def dp_sgd(
+    num_examples: Any,
+    batch_size: Any,
+    steps: Any,
+    *,
+    epsilon: RealScalarLike | None = None,
+    delta: RealScalarLike | None = None,
+    noise_multiplier: RealScalarLike | None = None,
+    clipping: AbstractClipping | None = None,
+    max_batch_size: Any = None,
+    adjacency: str = "add_or_remove_one",
+    unit: str | None = None,
+    accountant: str = "pld",
+) -> PrivacyPlan:
+    r"""The plan of DP-SGD: Poisson sampling, clipping, independent Gaussian noise.
+
+    ```python
+    plan = dpx.dp_sgd(num_examples=60_000, batch_size=256, steps=5_000, epsilon=1.0, delta=1e-5)
+    ```
+
+    **Arguments:**
+
+    - `num_examples`, `batch_size`, `steps`, `max_batch_size`: as for `PoissonSampler`.
+    - `epsilon`, `delta`: the budget that the noise is calibrated to, or
+    - `noise_multiplier`: the noise itself.
+    - `clipping`: how much one example may contribute; by default `FlatClipping(1.0)`.
+    - `adjacency`, `unit`, `accountant`: as for `PrivacyPlan`.
+
+    **Raises:** `ValueError` unless exactly one of the budget and the noise multiplier is given (neither with `NoClipping()`).
+
+    ??? cite "Reference"
+
+        Abadi et al., *Deep learning with differential privacy*, CCS 2016.
+    """
+    sampler = PoissonSampler(num_examples, batch_size, steps, max_batch_size)
+    noise = IndependentGaussian(noise_multiplier)
+    return _finished(
+        "dp_sgd", sampler, clipping, noise, epsilon, delta, adjacency=adjacency, unit=unit, accountant=accountant
+    )
+
+
+def dp_mf(
+    num_examples: Any,
+    batch_size: Any,
+    steps: Any,
+    *,
+    strategy: AbstractStrategy | None = None,
+    bands: Any = None,
+    amplified: bool | None = None,
+    replay: bool = False,
+    epsilon: RealScalarLike | None = None,
+    delta: RealScalarLike | None = None,
+    noise_multiplier: RealScalarLike | None = None,
+    clipping: AbstractClipping | None = None,
+    adjacency: str | None = None,
+    unit: str | None = None,
+    accountant: str = "pld",
+) -> PrivacyPlan:
+    r"""The plan of DP-FTRL by matrix factorization: clipping, and Gaussian noise that is correlated between steps.
+
+    ```python
+    plan = dpx.dp_mf(num_examples=60_000, batch_size=500, steps=1_000, bands=16, epsilon=1.0, delta=1e-6)
+    ```
+
+    Amplified, the data is dealt into as many groups as there are bands, which take turns and are Poisson-sampled; not amplified, the data
+    passes in one fixed order, once or for several epochs, and the noise is scaled to the participations.
+
+    **Arguments:**
+
+    - `num_examples`, `batch_size`, `steps`: of the run.
+    - `strategy`: the matrix, from `dpx.strategies`; by default the optimal banded Toeplitz matrix with `bands` bands.
+    - `bands`: its number of bands.
+    - `amplified`: whether to sample; by default if the strategy is banded and there is room for that many groups.
+    - `replay`: as for `CorrelatedGaussian`.
+    - `epsilon`, `delta` or `noise_multiplier`, `clipping`, `unit`, `accountant`: as for `dp_sgd`.
+    - `adjacency`: by default `"add_or_remove_one"` amplified, else `"replace_special"`.
+
+    **Raises:** `ValueError` where strategy and sampling do not fit.
+
+    ??? cite "Reference"
+
+        Denisov et al. 2022; Choquette-Choo et al., *(Amplified) banded matrix factorization*, NeurIPS 2023.
+    """
+    steps = positive_int("dp_mf(steps=...)", steps)
+    if (strategy is None) == (bands is None):
+        raise ValueError(
+            "`dp_mf` needs a `strategy=`, or the number of `bands=` of one to optimise; got both or neither."
+        )
+    if strategy is None:
+        strategy = BandedToeplitz.optimize(steps, bands)
+    if isinstance(strategy, SquareRootToeplitz) and strategy.steps is None:
+        strategy = SquareRootToeplitz(steps)  # its buffers are one for each step
+    room = positive_int("dp_mf(num_examples=...)", num_examples) // positive_int("dp_mf(batch_size=...)", batch_size)
+    if amplified is None:
+        amplified = strategy.bands is not None and 1 <= strategy.bands <= room
+    if amplified and strategy.bands is None:
+        raise ValueError(
+            f"`dp_mf(amplified=True)` needs a banded strategy; `{type(strategy).__name__}` is not. Use `bands=`, or `amplified=False`."
+        )
+    if amplified:
+        sampler = CyclicPoissonSampler(num_examples, batch_size, steps, strategy.bands)
+    else:
+        sampler = ShuffleSampler(num_examples, batch_size, steps)
+    if adjacency is None:
+        adjacency = sampler.adjacencies[0] if amplified else "replace_special"
+    noise = CorrelatedGaussian(strategy, noise_multiplier, replay)
+    return _finished(
+        "dp_mf", sampler, clipping, noise, epsilon, delta, adjacency=adjacency, unit=unit, accountant=accountant
+    )
+
+
+def _finished(
+    name: str,
+    sampler: AbstractSampler,
+    clipping: AbstractClipping | None,
+    noise: AbstractNoise,
+    epsilon: RealScalarLike | None,
+    delta: RealScalarLike | None,
+    **options: Any,
+) -> PrivacyPlan:
+    """A plan with a given noise multiplier, or calibrated to a given budget: one of the two."""
+    # not a default argument: importing dpx must not start JAX's devices
+    clipping = FlatClipping(1.0) if clipping is None else clipping
+    plan = PrivacyPlan(sampler, clipping, noise, **options)
+    if epsilon is None:
+        if not plan.is_calibrated:
+            raise ValueError(
+                f"`{name}` needs a budget, `epsilon=` and `delta=`, or a `noise_multiplier=`; got neither."
+            )
+        return plan
+    if noise.noise_multiplier is not None:
+        raise ValueError(f"`{name}` takes a budget, `epsilon=` and `delta=`, or a `noise_multiplier=`, not both.")
+    if delta is None:
+        raise ValueError(
+            f"`{name}(epsilon={epsilon})` needs a `delta=` too, well below 1 / num_examples = {1 / sampler.num_examples:g}."
+        )
+    return plan.calibrate(epsilon, delta)

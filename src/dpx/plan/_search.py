@@ -1,0 +1,142 @@
+"""Finding the noise multiplier, the number of steps or the batch size with which a plan just keeps its budget."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import accounting
+from .._checks import positive_float, probability
+from ..sampling import UserSampler
+
+if TYPE_CHECKING:
+    from ._plan import PrivacyPlan
+
+    Measure = Callable[["PrivacyPlan"], float]
+
+
+class Target:
+    r"""What a plan must keep: a measure of its cost that falls with the noise, and a limit.
+
+    **Arguments:**
+
+    - `description`: the limit in words.
+    - `limit`: the number that `measures` must not exceed.
+    - `guides`: cheaper stand-ins for the measure, ever closer to it, with the relative accuracy that is worth asking of each.
+    - `measure`: what is proven.
+    """
+
+    def __init__(self, description: str, limit: float, guides: "list[tuple[Measure, float]]", measure: "Measure"):
+        self.description, self.limit, self.guides, self.measure = description, limit, guides, measure
+
+    def excess(self, measure: "Measure") -> "Measure":
+        """The logarithm of measure over limit."""
+
+        def of(plan: "PrivacyPlan") -> float:
+            value = measure(plan)
+            return math.log(value / self.limit) if value > 0 else -math.inf
+
+        return of
+
+
+def epsilon_target(plan: "PrivacyPlan", epsilon: Any, delta: Any) -> Target:
+    """Keep epsilon at delta."""
+    epsilon = positive_float("PrivacyPlan.calibrate(epsilon=...)", epsilon)
+    delta = probability("PrivacyPlan.calibrate(delta=...)", delta)
+    options: Any = {"adjacency": plan.adjacency, "accountant": plan.accountant}
+
+    def rough(plan: "PrivacyPlan") -> float:
+        return accounting.rough_epsilon(plan.event, delta)
+
+    def exact(interval: float | None = None) -> "Measure":
+        return lambda plan: accounting.epsilon(plan.event, delta, interval=interval, **options)
+
+    guides: list[tuple[Measure, float]] = [(rough, 1e-2)]
+    if plan.accountant == "rdp":
+        guides.append((exact(), 1e-3))
+    else:
+        # a coarse grid costs a tenth of the reported one and lands within a per cent
+        guides.append((exact(10 * accounting.discretisation(epsilon)), 1e-3))
+    return Target(f"epsilon {epsilon:g} at delta {delta:g}", epsilon, guides, exact())
+
+
+def attack_target(advantage: Any, true_positive_rate: Any, false_positive_rate: Any) -> Target:
+    """Keep the advantage of every attack, or its true-positive rate at a false-positive rate."""
+    if advantage is not None:
+        limit = probability("PrivacyPlan.calibrate(advantage=...)", advantage)
+        measure = lambda plan: plan.delta(0.0)
+        return Target(f"attack advantage {limit:g}", limit, [(measure, 1e-2)], measure)
+    limit = probability("PrivacyPlan.calibrate(true_positive_rate=...)", true_positive_rate)
+    rate = probability("PrivacyPlan.calibrate(false_positive_rate=...)", false_positive_rate)
+    if limit <= rate:
+        raise ValueError(
+            f"`PrivacyPlan.calibrate(true_positive_rate={limit:g}, false_positive_rate={rate:g})`: who guesses has equal rates, so no noise brings "
+            "the first down to that. Ask for a larger one."
+        )
+    measure = lambda plan: float(plan.trade_off().true_positive_rate(rate))
+    return Target(f"true-positive rate {limit:g} at false-positive rate {rate:g}", limit, [(measure, 1e-2)], measure)
+
+
+def least_noise(plan: "PrivacyPlan", target: Target) -> "PrivacyPlan":
+    """The plan with the least noise multiplier that meets the target, within a relative 2e-5."""
+    seen: dict[float, PrivacyPlan] = {}
+
+    def search(measure: "Measure", guess: float, tolerance: float) -> float:
+        excess = target.excess(measure)
+
+        def of(multiplier: float) -> float:
+            candidate = plan.with_noise_multiplier(multiplier)
+            seen[multiplier] = candidate
+            return excess(candidate)
+
+        return accounting.least_feasible(of, guess, tolerance=tolerance)
+
+    guess = 1.0
+    for measure, tolerance in target.guides:
+        guess = search(measure, guess, tolerance)
+    return seen[search(target.measure, guess, 2e-5)]
+
+
+def largest(plan: "PrivacyPlan", parameter: str, target: Target) -> "PrivacyPlan":
+    """The plan with the most steps, or the largest batches, that meets the target."""
+    caps = [plan.sampler.num_examples, getattr(plan.sampler, "max_batch_size", None) or math.inf]
+    most = int(min(caps)) if parameter == "batch_size" else 2**24
+
+    def plan_with(number: int) -> "PrivacyPlan":
+        return dataclasses.replace(plan, sampler=_resized(plan.sampler, **{parameter: number}))
+
+    def whole(x: float) -> int:
+        return max(1, min(most, round(1 / x)))
+
+    def of(measure: "Measure") -> Callable[[float], float]:
+        excess = target.excess(measure)
+        return lambda x: excess(plan_with(whole(x)))
+
+    exact = target.excess(target.measure)
+    guess = 1 / getattr(plan.sampler, parameter)
+    bounds = {"largest": 2.0, "smallest": 0.5 / most}
+    try:
+        for measure, tolerance in target.guides:
+            guess = accounting.least_feasible(of(measure), guess, tolerance=tolerance, **bounds)
+        guess = accounting.least_feasible(of(target.measure), guess, tolerance=max(1e-4, 1.0 * guess), **bounds)
+    except ValueError:
+        guess = 1.0  # the searches are guides; the integers decide
+    best = accounting.largest_integer(lambda number: exact(plan_with(number)) <= 0, whole(guess), most)
+    if best == 0:
+        raise ValueError(
+            f"Not even {parameter} = 1 keeps {target.description} with noise multiplier {plan.noise_multiplier:g}."
+        )
+    return plan_with(best)
+
+
+def _resized(sampler: Any, **changes: int) -> Any:
+    if isinstance(sampler, UserSampler):
+        return dataclasses.replace(sampler, base=_resized(sampler.base, **changes))
+    return dataclasses.replace(sampler, **changes)
+
+
+def trade_off_epsilons(rough: float) -> np.ndarray:
+    """Where the trade-off curve asks for delta: from 0 to where delta is of no interest."""
+    return np.linspace(0.0, min(rough, 50.0), 101)

@@ -1,0 +1,138 @@
+"""Sampling users instead of examples, over any scheme."""
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import equinox as eqx
+import numpy as np
+
+from .._checks import positive_int
+from .._types import Participation
+from ..strategies import AbstractStrategy
+from ._base import AbstractSampler
+from ._philox import generator
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+_DOMAIN = 10
+
+
+class UserSampler(AbstractSampler):
+    r"""`base` samples users; each that it takes contributes up to `examples_per_user` of their examples, drawn afresh in every step.
+
+    What is clipped is a user's contribution, so that what is protected is everything a user ever gave. `num_examples` and `batch_size` count
+    users, and all that the privacy depends on is that of `base`.
+
+    !!! success "Guarantee"
+
+        What a user contributes in a step is a function of that user's examples and of `(seed, step)`. A user with no more than
+        `examples_per_user` examples contributes them all, others a uniformly random subset; time and memory are proportional to the batch.
+
+    **Arguments:**
+
+    - `base`: who of the users is in a batch; its `num_examples` is the number of users.
+    - `user_ids`: of shape `(rows,)`, the user, from 0, that each row of the data belongs to. Every user owns at least one.
+    - `examples_per_user`: at most so many rows of one user are in a batch.
+
+    ??? example
+
+        ```python
+        users, user_ids = np.unique(names, return_inverse=True)
+        sampler = UserSampler(PoissonSampler(len(users), 100, 1_000), user_ids, examples_per_user=4)
+        ```
+
+    ??? cite "Reference"
+
+        McMahan et al., *Learning differentially private recurrent language models*, ICLR 2018; Charles et al., *Fine-tuning large language models
+        with user-level differential privacy*, 2024 (arXiv:2407.07737).
+    """
+
+    base: AbstractSampler
+    user_ids: np.ndarray
+    examples_per_user: int = eqx.field(static=True)
+    _rows: np.ndarray = eqx.field(init=False)
+    """The rows of the data, sorted by user."""
+    _edges: np.ndarray = eqx.field(init=False)
+    """Where each user's rows begin there, and where the last's end."""
+    unit: ClassVar[str] = "user"
+
+    def __init__(self, base: AbstractSampler, user_ids: Any, examples_per_user: Any):
+        name = "UserSampler"
+        if base.unit != "example":
+            raise ValueError(f"`{name}(base=...)` must sample examples, one for each user; got {type(base).__name__}.")
+        self.base = base
+        self.examples_per_user = positive_int(f"{name}(examples_per_user=...)", examples_per_user)
+        ids = np.asarray(user_ids)
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(
+                f"`{name}(user_ids=...)` must be one integer for each row of the data; got {ids.dtype} of shape {ids.shape}. Number users with "
+                "`np.unique(names, return_inverse=True)[1]`."
+            )
+        users = base.num_examples
+        outside = ids[(ids < 0) | (ids >= users)]
+        if len(outside):
+            raise ValueError(
+                f"`{name}(user_ids=...)` must lie between 0 and {users - 1}, since `base` samples {users} users; got {outside[0]} and "
+                f"{len(outside) - 1} more outside."
+            )
+        counts = np.bincount(ids, minlength=users)
+        if not counts.all():
+            raise ValueError(
+                f"`{name}(user_ids=...)` gives no row to {np.sum(counts == 0)} of the {users} users that `base` samples, the first of them "
+                f"{np.argmin(counts)}. Number those that have any with `np.unique(..., return_inverse=True)`, and give `base` their number."
+            )
+        self.user_ids = ids
+        self._rows = np.argsort(ids, kind="stable")
+        self._edges = np.concatenate([[0], np.cumsum(counts)])
+
+    @property
+    def num_examples(self) -> int:
+        return self.base.num_examples
+
+    @property
+    def batch_size(self) -> int:
+        return self.base.batch_size
+
+    @property
+    def steps(self) -> int:
+        return self.base.steps
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._rows)
+
+    @property
+    def participation(self) -> Participation:
+        return self.base.participation
+
+    @property
+    def participation_per_event(self) -> Participation:
+        return self.base.participation_per_event
+
+    @property
+    def adjacencies(self) -> tuple[str, ...]:
+        return self.base.adjacencies
+
+    @property
+    def physical_batch_size(self) -> int:
+        return self.base.physical_batch_size
+
+    @property
+    def assumption(self) -> str:
+        return f"{self.base.assumption}; here an example is a user, with at most {self.examples_per_user} rows of theirs in a batch, drawn at random"
+
+    def indices(self, seed: int, step: int) -> np.ndarray:
+        users = self.base.indices(seed, step)
+        begins, sizes = self._edges[users], self._edges[users + 1] - self._edges[users]
+        places = np.arange(self.examples_per_user)
+        positions = np.where(places < sizes[:, None], begins[:, None] + places, -1)
+        rng = generator(seed, step, _DOMAIN)
+        for i in np.flatnonzero(sizes > self.examples_per_user):
+            chosen = rng.choice(int(sizes[i]), self.examples_per_user, replace=False, shuffle=False)
+            positions[i] = begins[i] + np.sort(chosen)
+        return np.where(positions >= 0, self._rows[positions], -1)
+
+    def event(
+        self, mechanism: "DpEvent", bands: int | None, steps: int, strategy: AbstractStrategy | None = None
+    ) -> "DpEvent":
+        return self.base.event(mechanism, bands, steps, strategy)

@@ -1,0 +1,263 @@
+"""Clipping by groups, by normalising, by a quantile: the bounds hold for all inputs, and each does what its paper says."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import dpx
+from conftest import Linear, assert_trees_close, loss, make_batch, make_model, norm64
+from test_clipping import BOUND, numbers
+
+# for gradients of two leaves, each with a group of its own where there are groups
+BOUNDED = {
+    "group": dpx.GroupClipping([0.3, 0.4]),
+    "group-equal": dpx.GroupClipping([1e-6, 10.0], allocation="equal"),
+    "group-optimal-unit": dpx.GroupClipping([1e-6, 10.0], unit_norm=True, allocation="optimal"),
+    "normalized": dpx.NormalizedClipping(0.7),
+    "auto-v": dpx.NormalizedClipping(0.7, gamma=0),
+    "psac": dpx.PSACClipping(0.7, r=1e-3),
+    "hard": dpx.HardThresholdClipping(0.7, threshold=100.0),
+    "adaptive": dpx.AdaptiveClipping([0.3, 0.4]),
+}
+
+
+@eqx.filter_jit
+def contribution(clipping, leaves):
+    """What the noise is added to, and what is published of it, for one example with these gradients."""
+
+    def linear(params, *example):
+        return sum((jnp.sum((p * g).astype(jnp.float32)) for p, g in zip(params, example, strict=True)), jnp.zeros(()))
+
+    params = [jnp.zeros(leaf.shape[1:], leaf.dtype) for leaf in leaves]
+    private_grad = dpx.PrivateGradient(linear, clipping, dpx.IndependentGaussian(1.0), method=dpx.Vectorized())
+    published = private_grad.clipped_sum(params, tuple(leaves)).reveal()
+    rescale = clipping.rescale(clipping.init(params))
+    if rescale is None:
+        return published, published
+    return [x / rescale[k] for k, x in enumerate(published)], published
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@settings(max_examples=40, deadline=None)
+@given(values=st.lists(numbers, min_size=6, max_size=6), is_half=st.booleans())
+def test_guarantee_every_clipping_bounds_every_input(name, values, is_half):
+    clipping = BOUNDED[name]
+    with np.errstate(over="ignore", invalid="ignore"):
+        flat = jnp.asarray(np.asarray(values, np.float32)).astype(jnp.bfloat16 if is_half else jnp.float32)
+    noised, published = contribution(clipping, [flat[:4].reshape(1, 2, 2), flat[4:].reshape(1, 2)])
+    assert norm64(noised) <= float(clipping.sensitivity) * BOUND
+    assert norm64(published) <= float(clipping.sensitivity) * BOUND
+    if not np.all(np.isfinite(np.asarray(flat, np.float64))):
+        assert norm64(noised) == 0.0
+
+
+def test_reference_values_of_psac():
+    clipping = dpx.PSACClipping(1.0, r=0.1)
+    norms = jnp.array([[0.01], [0.1], [1.0], [10.0]])
+    out = np.asarray(norms * clipping.factors(norms, ()))[:, 0]
+    np.testing.assert_allclose(out, [0.01088, 0.16667, 0.91667, 0.99901], atol=6e-6)
+
+
+def test_normalising_without_gamma_leaves_out_what_float32_cannot_measure():
+    clipping = dpx.NormalizedClipping(1.0, gamma=0)
+    # squares of single numbers below 1e-19 vanish in float32, so a vector of many may be far longer than it seems
+    norms = jnp.array([[0.0], [1e-11], [1e-9], [3.0]])
+    out = np.asarray(norms * clipping.factors(norms, ()))[:, 0]
+    np.testing.assert_allclose(out, [0, 0, 1, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("allocation", ["global", "equal", "optimal"])
+def test_noise_is_allotted_as_stated(allocation):
+    norms, sizes = np.array([0.3, 2.0]), np.array([4.0, 900.0])
+    gamma = {
+        "global": np.full(2, norm64([norms])),
+        "equal": norms * np.sqrt(2),
+        "optimal": np.sqrt(norms / np.sqrt(sizes) * np.sum(norms * np.sqrt(sizes))),
+    }[allocation]
+    assert np.sum((norms / gamma) ** 2) == pytest.approx(1)  # the accounting of one Gaussian is unchanged
+    params = [jnp.zeros(4), jnp.zeros(900)]
+    clipping = dpx.GroupClipping([0.3, 2.0], allocation=allocation)
+    private_grad = dpx.PrivateGradient(
+        lambda p, x: jnp.sum(p[0]) + jnp.sum(p[1]) + x, clipping, dpx.IndependentGaussian(1.5)
+    )
+    state = private_grad.init(params, key=jr.key(0))
+    variance = private_grad.noise_variance(params, state)
+    np.testing.assert_allclose([float(v) for v in variance], (1.5 * gamma) ** 2, rtol=1e-5)
+    noisy, _, _ = private_grad(params, (jnp.zeros(1),), state, mask=np.zeros(1, bool))
+    # 900 squares: relative deviation 0.0471, so 5.5 of them is exceeded with probability below 1e-6
+    assert np.mean(np.asarray(noisy[1], np.float64) ** 2) == pytest.approx((1.5 * gamma[1]) ** 2, rel=0.26)
+
+
+def test_optimal_allocation_adds_the_least_noise():
+    norms, sizes = np.array([0.3, 2.0]), np.array([4.0, 900.0])
+    total = {}
+    for allocation in ("global", "equal", "optimal"):
+        clipping = dpx.GroupClipping([0.3, 2.0], allocation=allocation)
+        gains = np.asarray(clipping.init([jnp.zeros(4), jnp.zeros(900)]), np.float64)
+        gamma = norm64([norms]) / gains
+        total[allocation] = float(np.sum(sizes * gamma**2))
+    assert total["optimal"] < min(total["global"], total["equal"])
+    # Cauchy-Schwarz: no allocation with sum (C/gamma)^2 = 1 has less than (sum C sqrt d)^2
+    assert total["optimal"] == pytest.approx(np.sum(norms * np.sqrt(sizes)) ** 2, rel=1e-5)
+
+
+def test_groups_of_layers_and_blocks():
+    model = eqx.nn.MLP(3, 2, 4, 2, key=jr.key(0))
+    params = eqx.filter(model, eqx.is_inexact_array)
+    layers = dpx.GroupClipping.per_layer(model, 0.9)
+    assert layers.labels(params) == (0, 0, 1, 1, 2, 2)
+    assert float(layers.sensitivity) == pytest.approx(0.9, rel=1e-6) and float(layers.sensitivity) >= np.float32(0.9)
+    pair = {"encoder": [model, model], "head": model.layers[0]}
+    blocks = dpx.GroupClipping.per_block(pair, 1.0)
+    assert len(blocks.norms) == 2
+    both = dpx.GroupClipping.per_block([model, model.layers[0]], 1.0)
+    assert both.labels(eqx.filter([model, model.layers[0]], eqx.is_inexact_array)) == (0,) * 6 + (1,) * 2
+    frozen = dpx.GroupClipping.per_layer(model, 1.0, filter_spec=lambda x: eqx.is_array(x) and x.ndim == 2)
+    assert len(frozen.norms) == 3
+    assert len(dpx.AdaptiveClipping.per_layer(model, 1.0).initial_norms) == 3
+    assert len(dpx.AdaptiveClipping.per_block(pair, 1.0).initial_norms) == 2
+
+
+def test_norms_must_be_a_prefix_of_the_model(model, batch):
+    def run(norms):
+        clipping = dpx.GroupClipping(norms)
+        return dpx.PrivateGradient(loss, clipping, dpx.IndependentGaussian(1.0)).clipped_sum(model, batch)
+
+    run(0.5)  # one number is a prefix of every tree
+    with pytest.raises(ValueError, match=r"differs from it at `\.bias`: the model has a trainable leaf there"):
+        run(Linear(0.3, None, None, None))
+    with pytest.raises(ValueError, match=r"differs from it at `\.count`: a norm is there"):
+        run(Linear(0.3, 0.4, 0.1, None))
+    with pytest.raises(ValueError, match=r"differs from it at `\.weight`.*have \.weight\[0\]"):
+        run(Linear([0.3, 0.2], 0.4, None, None))
+    with pytest.raises(ValueError, match=r"array of shape \(3, 4\) at `\.weight`"):
+        dpx.GroupClipping(model)
+    for bad in (0.0, -1.0, np.nan):
+        with pytest.raises(ValueError, match=r"GroupClipping\(norms\.\.\.\.bias=\.\.\.\)"):
+            dpx.GroupClipping(Linear(0.3, bad, None, None))
+    with pytest.raises(ValueError, match="contains no norm"):
+        dpx.GroupClipping([])
+
+
+@pytest.mark.parametrize(
+    "make, match",
+    [
+        (lambda: dpx.GroupClipping([1.0], allocation="best"), "allocation"),
+        (lambda: dpx.GroupClipping.per_layer(eqx.nn.Identity(), 1.0), "selects no leaf"),
+        (lambda: dpx.NormalizedClipping(0.0), r"NormalizedClipping\(norm=\.\.\.\)"),
+        (lambda: dpx.NormalizedClipping(1.0, gamma=-1.0), r"NormalizedClipping\(gamma=\.\.\.\)"),
+        (lambda: dpx.NormalizedClipping(1.0, gamma=1e-12), "must be 0 or at least"),
+        (lambda: dpx.PSACClipping(1.0, r=0.0), r"PSACClipping\(r=\.\.\.\)"),
+        (lambda: dpx.HardThresholdClipping(1.0, -2.0), r"HardThresholdClipping\(threshold=\.\.\.\)"),
+        (lambda: dpx.AdaptiveClipping(0.0), r"AdaptiveClipping\(initial_norm=\.\.\.\)"),
+        (lambda: dpx.AdaptiveClipping(1.0, quantile=1.0), r"AdaptiveClipping\(quantile=\.\.\.\)"),
+        (lambda: dpx.AdaptiveClipping(1.0, quantile=0.0), r"AdaptiveClipping\(quantile=\.\.\.\)"),
+        (lambda: dpx.AdaptiveClipping(1.0, learning_rate=-0.2), r"AdaptiveClipping\(learning_rate=\.\.\.\)"),
+        (lambda: dpx.AdaptiveClipping(1.0, count_noise_multiplier=0), "count_noise_multiplier"),
+    ],
+)
+def test_bad_arguments(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+def test_counts_must_leave_something_for_the_gradient():
+    with pytest.raises(ValueError, match=r"count_noise_multiplier.*must exceed 3"):
+        dpx.PrivateGradient(loss, dpx.AdaptiveClipping(1.0, count_noise_multiplier=1.4), dpx.IndependentGaussian(3.0))
+
+
+# --- adaptive clipping -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quantile", [0.2, 0.5, 0.9])
+def test_adaptive_clipping_finds_the_quantile(quantile):
+    clipping = dpx.AdaptiveClipping([0.1, 60.0], quantile=quantile, count_noise_multiplier=12.8)
+
+    def step(state, t):
+        norms = jnp.exp(jr.normal(jr.fold_in(jr.key(1), t), (256, 2)) + jnp.array([[0.0, 2.0]]))
+        new = clipping.update(state, norms, jnp.ones(256, bool), jnp.float32(256), jr.fold_in(jr.key(2), t))
+        return new, jnp.mean(norms <= state.norms[None], axis=0)
+
+    _, fractions = jax.lax.scan(step, clipping.init([jnp.zeros(1)] * 2), jnp.arange(150))
+    # after 100 steps; the average of 50 counts of 256, noise included, deviates by less than 0.02 but once in a million
+    np.testing.assert_allclose(np.mean(np.asarray(fractions[100:]), axis=0), quantile, atol=0.05)
+
+
+def test_a_count_moves_by_one_half_and_is_divided_by_the_expected_batch():
+    clipping = dpx.AdaptiveClipping(1.0, count_noise_multiplier=1e-6, learning_rate=1.0)
+    state = clipping.init([jnp.zeros(1)])
+    norms = jnp.array([[0.5], [2.0], [jnp.nan], [jnp.inf], [0.1], [0.3]])
+
+    def fraction(mask):
+        new = clipping.update(state, norms, jnp.asarray(mask), jnp.float32(50), jr.key(0))
+        return float(clipping.quantile) - np.log(float(new.norms[0])) - 0.5
+
+    everyone = np.ones(6, bool)
+    for i, vote in enumerate([0.5, -0.5, -0.5, -0.5, 0.5, 0.5]):
+        without = everyone.copy()
+        without[i] = False
+        assert 50 * (fraction(everyone) - fraction(without)) == pytest.approx(vote, abs=1e-4)
+    assert fraction(np.zeros(6, bool)) == pytest.approx(0.0, abs=1e-6)  # an empty batch says nothing
+
+
+def test_the_adapted_norm_is_used_and_noise_follows_it(model):
+    clipping = dpx.AdaptiveClipping(0.5, learning_rate=1.0, count_noise_multiplier=100.0)
+    private_grad = dpx.PrivateGradient(loss, clipping, dpx.IndependentGaussian(1.0), normalizer=8.0)
+    state = private_grad.init(model, key=jr.key(0))
+    _, state, _ = private_grad(model, make_batch(), state)
+    now = float(state.clipping.norms[0])
+    assert now != 0.5
+    variance = jax.tree.leaves(private_grad.noise_variance(model, state))
+    expected = (now / 8) ** 2 / (1 - 1 / 200**2)
+    np.testing.assert_allclose([float(v) for v in variance], expected, rtol=1e-5)
+    before = state
+    spent = dpx.PrivateGradient(loss, clipping, dpx.IndependentGaussian(1.0), normalizer=8.0, steps=1)
+    grads, state, _ = spent(model, make_batch(), before)
+    assert state.result == dpx.Result.budget_spent
+    assert float(state.clipping.norms[0]) == now  # a step without budget teaches the clipping nothing
+
+
+# --- with every engine ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clipping", ["group", "group-optimal", "adaptive-groups", "psac"])
+def test_engines_agree(clipping):
+    from conftest import CLIPPINGS
+
+    model, batch = make_model(), make_batch()
+    mask = np.arange(8) != 2
+    totals = [
+        dpx.PrivateGradient(loss, CLIPPINGS[clipping], dpx.IndependentGaussian(1.0), method=method)
+        .clipped_sum(model, batch, mask=mask)
+        .reveal()
+        for method in (dpx.Vectorized(), dpx.Ghost(3))
+    ]
+    assert_trees_close(*totals)
+
+
+def test_scaled_gradients_are_clipped_and_unscaled(model, batch):
+    scaling = jax.tree.map(
+        lambda x: jr.uniform(jr.key(5), x.shape, minval=0.1, maxval=3.0), eqx.filter(model, eqx.is_inexact_array)
+    )
+    expected = [np.zeros((3, 4)), np.zeros(3)]
+    s = [np.asarray(x, np.float64) for x in jax.tree.leaves(scaling)]
+    for i in range(8):
+        grad = eqx.filter_grad(loss)(model, *jax.tree.map(lambda leaf, i=i: leaf[i], batch))
+        scaled = [np.asarray(g, np.float64) * t for g, t in zip(jax.tree.leaves(grad), s, strict=True)]
+        factor = min(1.0, 0.5 / norm64(scaled))
+        expected = [e + factor * g / t for e, g, t in zip(expected, scaled, s, strict=True)]
+    for method in (dpx.Vectorized(), dpx.Ghost()):
+        private_grad = dpx.PrivateGradient(loss, dpx.FlatClipping(0.5), dpx.IndependentGaussian(1e-9), method=method)
+        state = private_grad.init(model, key=jr.key(0))
+        grads, _, _ = private_grad(model, batch, state, scaling=scaling)
+        assert_trees_close(jax.tree.leaves(grads), expected)
+    variance = private_grad.noise_variance(model, state, scaling=scaling)
+    np.testing.assert_allclose(variance.bias, (0.5e-9 / s[1]) ** 2, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"scaling.*shape"):
+        private_grad(model, batch, state, scaling=jax.tree.map(lambda x: x[:1], scaling))
+    with pytest.raises(ValueError, match="structure"):
+        private_grad(model, batch, state, scaling=1.0)
