@@ -18,7 +18,7 @@ import dpx
 from dpx.cli._digits import DigitsCNN, cross_entropy, digits, evaluate
 
 BATCH, STEPS, EPSILON, DELTA, SEEDS = 250, 48, 3.0, 1e-5, (0, 1)
-NORMS = (0.004, 0.02, 0.1, 0.5, 2.5, 12.5, 62.5)
+NORMS = (0.01, 0.1, 1.0, 10.0, 30.0, 100.0, 1000.0)
 RATE = 2.0  # of steps measured in clip norms
 
 optim = optax.sgd(RATE, momentum=0.5)

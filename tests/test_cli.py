@@ -1,12 +1,14 @@
 """The `dpx` command, as a person runs it."""
 
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+import dpx
 from conftest import ENVIRONMENT
 
 COMMAND = [sys.executable, "-c", "from dpx.cli import main; main()"]
@@ -14,6 +16,126 @@ COMMAND = [sys.executable, "-c", "from dpx.cli import main; main()"]
 
 def run(*arguments):
     return subprocess.run([*COMMAND, *arguments], env={**ENVIRONMENT, "COLUMNS": "200"}, capture_output=True, text=True)
+
+
+RUN = ["--examples", "1000", "--batch-size", "100", "--steps", "20", "--delta", "1e-5"]
+
+
+def call(*arguments):
+    """In this process, which has imported everything already."""
+    from typer.testing import CliRunner
+
+    from dpx.cli._app import app
+
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "160"})
+
+
+def answer(*arguments):
+    done = call(*arguments, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)  # nothing else is printed
+
+
+def test_calibrate_meets_the_budget():
+    found = answer("calibrate", *RUN, "--epsilon", "1")
+    plan = dpx.dp_sgd(1000, 100, 20, epsilon=1.0, delta=1e-5)
+    assert found["noise_multiplier"] == plan.noise_multiplier and 0.99 < found["epsilon"] <= 1.0
+    assert found["advantage"] == plan.trade_off().advantage and found["sampler"] == "PoissonSampler"
+    table = call("calibrate", *RUN, "--epsilon", "1", "--sampling", "shuffle")
+    assert table.exit_code == 0 and "ShuffleSampler" in table.stdout and "replace_special" in table.stdout
+
+
+def test_calibrate_solves_for_steps_or_an_attack():
+    found = answer("calibrate", *RUN, "--epsilon", "2", "--solve", "steps", "--noise-multiplier", "2")
+    assert dpx.dp_sgd(1000, 100, found["steps"], noise_multiplier=2.0).epsilon(1e-5) <= 2.0
+    assert dpx.dp_sgd(1000, 100, found["steps"] + 1, noise_multiplier=2.0).epsilon(1e-5) > 2.0
+    found = answer("calibrate", *RUN, "--advantage", "0.1")
+    assert 0.099 < found["advantage"] <= 0.1 and found["epsilon"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "sampler", "adjacency"),
+    [
+        (["--sampling", "shuffle", "--adjacency", "replace_one"], "ShuffleSampler", "replace_one"),
+        (["--sampling", "fixed-size"], "FixedSizeSampler", "replace_special"),
+        (["--sampling", "random-allocation"], "RandomAllocationSampler", "add_or_remove_one"),
+        (["--bands", "2"], "CyclicPoissonSampler", "add_or_remove_one"),
+    ],
+)
+def test_account_knows_the_samplers(options, sampler, adjacency):
+    found = answer("account", *RUN, "--noise-multiplier", "4", *options)
+    assert found["sampling"]["kind"] == sampler and found["adjacency"] == adjacency
+    assert 0 < found["epsilon"] < 50 and found["statement"]
+
+
+def test_account_shows_how_epsilon_grows():
+    done = call("account", *RUN, "--noise-multiplier", "2", "--sampling", "shuffle")
+    assert done.exit_code == 0, done.output
+    shown = " ".join(done.stdout.split())
+    for part in ("epsilon as the run goes on", "attacks", "ShuffleSampler", "replace_special"):
+        assert part in shown
+    plan = dpx.PrivacyPlan(
+        dpx.ShuffleSampler(1000, 100, 20),
+        dpx.FlatClipping(1.0),
+        dpx.IndependentGaussian(2.0),
+        adjacency="replace_special",
+    )
+    stated = re.search(r"epsilon │ ([0-9.]+)", shown)  # rounded up
+    assert stated and plan.epsilon(1e-5) <= float(stated[1]) < plan.epsilon(1e-5) + 1e-4
+
+
+def test_compare_ranks_by_error_at_equal_epsilon():
+    found = answer("compare", *RUN, "--epsilon", "8")
+    plans = found["plans"]
+    errors = [plan["error"] for plan in plans]
+    assert len(plans) == 4 and None not in errors and errors == sorted(errors)
+    assert {p["mechanism"] for p in plans} == {"DP-SGD", "banded, 4 bands", "buffered (BLT), 3 buffers"}
+    for plan in plans:
+        assert 7.9 < plan["epsilon"] <= 8.0
+    sgd = dpx.dp_sgd(1000, 100, 20, epsilon=8.0, delta=1e-5)
+    assert next(p for p in plans if p["sampling"] == "Poisson")["error"] == sgd.error()
+
+
+def test_compare_says_why_a_plan_is_not_there():
+    few = ["--examples", "30", "--batch-size", "10", "--steps", "3", "--delta", "1e-3", "--epsilon", "8"]
+    plans = answer("compare", *few, "--accountant", "rdp", "--adjacency", "replace_one")["plans"]
+    assert len(plans) == 3 and all(p["error"] is None and "replace_one" in p["reason"] for p in plans)
+
+
+def test_report_writes_what_can_be_published(tmp_path):
+    out = tmp_path / "report"
+    done = call("report", *RUN, "--epsilon", "1", "--sampling", "shuffle", "--out", str(out))
+    assert done.exit_code == 0, done.output
+    assert "differentially private for one example" in done.stdout
+    assert sorted(p.name for p in out.iterdir()) == ["privacy.png", "report.json"]
+    assert (out / "privacy.png").read_bytes().startswith(b"\x89PNG")
+    written = json.loads((out / "report.json").read_text())
+    assert 0.99 < written["epsilon"] <= 1.0 and written["versions"]["dp-accounting"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["calibrate", *RUN], "A budget is needed"),
+        (["calibrate", *RUN[:-2], "--epsilon", "1"], "needs a `delta=` too"),
+        (["calibrate", *RUN, "--epsilon", "1", "--noise-multiplier", "2"], "is what is looked for"),
+        (["calibrate", *RUN, "--epsilon", "1", "--solve", "steps"], "must be given"),
+        (["calibrate", *RUN, "--epsilon", "1", "--solve", "luck"], "noise-multiplier"),
+        (["calibrate", *RUN, "--epsilon", "1", "--batch-size", "5000"], "got 5000 of 1000"),
+        (["calibrate", *RUN, "--epsilon", "1", "--sampling", "shuffle", "--max-batch-size", "200"], "goes with"),
+        (["account", *RUN, "--noise-multiplier", "-1"], "must be positive"),
+        (["account", *RUN, "--noise-multiplier", "1", "--adjacency", "cousins"], "replace_special"),
+        (
+            ["account", *RUN, "--noise-multiplier", "1", "--sampling", "shuffle", "--adjacency", "add_or_remove_one"],
+            "adjac",
+        ),
+        (["report", *RUN], "one of the two"),
+    ],
+)
+def test_wrong_options_are_told_without_a_traceback(arguments, message):
+    done = call(*arguments)
+    assert done.exit_code == 2 and message in " ".join(done.output.replace("│", " ").split())
+    assert "Traceback" not in done.output
 
 
 def test_demo_trains_reports_and_plots(tmp_path):

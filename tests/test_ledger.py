@@ -56,7 +56,7 @@ def test_equal_events_are_composed_once_wherever_they_stand():
     other = da.LaplaceDpEvent(5.0)
     ledger = ledger_of(*[SAMPLED] * 150, other, *[SAMPLED] * 150)
     assert [entry.count for entry in ledger.entries] == [150, 1, 150]
-    assert ledger.event == da.ComposedDpEvent((da.SelfComposedDpEvent(SAMPLED, 300), other))
+    assert ledger.event == da.ComposedDpEvent((da.SelfComposedDpEvent(SAMPLED, 300), other))  # pyright: ignore[reportArgumentType]
     nested = ledger_of(da.SelfComposedDpEvent(da.ComposedDpEvent([SAMPLED, da.SelfComposedDpEvent(SAMPLED, 2)]), 10))
     assert nested.event == da.SelfComposedDpEvent(SAMPLED, 30)
 
@@ -225,6 +225,16 @@ def gaussian_delta(epsilon, mu):
     return stats.norm.cdf(mu / 2 - epsilon / mu) - np.exp(epsilon) * stats.norm.cdf(-mu / 2 - epsilon / mu)
 
 
+def reached_delta(epsilon, first, second):
+    """Of a step at mean `first` against 0, after which, if it is positive, one follows at distance `second`, and else nothing."""
+
+    def integrand(y):
+        left = epsilon - first * (y - first / 2)
+        return stats.norm.pdf(y, first) * (gaussian_delta(left, second) if y > 0 else max(0.0, -math.expm1(left)))
+
+    return sum(integrate.quad(integrand, *ends, limit=200)[0] for ends in ((-12, 0), (0, 12)))
+
+
 def renyi_of_sampled_gaussian(order, q, sigma):
     """Mironov, Talwar and Zhang 2019, for integer orders."""
     k = np.arange(order + 1)
@@ -251,23 +261,14 @@ def test_guarantee_adaptive_choices_keep_the_budget(accountant):
     # Of four strategies: a first step, then, if the first result points to a member, all that is left, and else nothing.
     epsilon, delta = 1.0, 1e-3
     for share in (0.1, 0.5):
-        budget = PrivacyFilter(epsilon, delta, accountant=accountant, **({"order": 8} if accountant == "rdp" else {}))
+        budget = PrivacyFilter(epsilon, delta, accountant=accountant, order=8 if accountant == "rdp" else None)
         scale = 1.0 if budget.order is None else budget.order / 2
         first = (share * budget.budget / scale) ** 0.5
         rest = budget.spend(GAUSSIAN(1 / first))
         second = ((rest.budget - rest.spent) / scale * (1 - 1e-9)) ** 0.5
         assert rest.can_spend(GAUSSIAN(1 / second)) and not rest.can_spend(GAUSSIAN(1 / (1.01 * second)))
         for sign in (1, -1):
-            loss = lambda y, s=sign: s * first * (y - s * first / 2)
-
-            def integrand(y, loss=loss, s=sign):
-                density = stats.norm.pdf(y, s * first)
-                more = gaussian_delta(epsilon - loss(y), second)
-                none = max(0.0, -math.expm1(epsilon - loss(y)))
-                return density * (more if y > 0 else none)
-
-            reached = sum(integrate.quad(integrand, *ends, limit=200)[0] for ends in ((-12, 0), (0, 12)))
-            assert 0 < reached <= delta
+            assert 0 < reached_delta(epsilon, sign * first, second) <= delta
     if accountant == "gdp":
         assert gaussian_delta(epsilon, budget.budget**0.5) == pytest.approx(delta, rel=1e-5)
 

@@ -66,7 +66,7 @@ INDEPENDENT: dict[str, tuple[dpx.AbstractNoise, float]] = {
 }
 
 
-@pytest.mark.parametrize("name", INDEPENDENT)
+@pytest.mark.parametrize("name", ["gaussian", "laplace", pytest.param("discrete", marks=pytest.mark.slow)])
 def test_variance_is_that_of_the_noise(name):
     noise, spread = INDEPENDENT[name]
     number = 200_000
@@ -122,6 +122,8 @@ def reference_adam_bc(grads, variances, b1, b2, eps, floor):
 
 
 def run_transform(transform, params, grads, **extra):
+    """The updates of every step, compiled as one."""
+
     def body(state, x):
         g, args = x
         updates, state = transform.update(g, state, params, **args)
@@ -137,13 +139,14 @@ def test_adam_bc_is_its_definition(floor, b2):
     variances = rng.uniform(0.2, 1.5, 12).astype(np.float32)
     transform = optimizers.scale_by_adam_bc(0.8, b2, 1e-4, floor)
     out = run_transform(transform, {"w": jnp.zeros(3)}, {"w": grads}, noise_variance=variances)["w"]
-    expected = reference_adam_bc(*(np.float64(x) for x in (grads, variances)), 0.8, b2, 1e-4, floor)
-    np.testing.assert_allclose(out, expected, rtol=2e-4 if b2 < 0.999 else 5e-3)
+    expected = reference_adam_bc(grads.astype(np.float64), variances.astype(np.float64), 0.8, b2, 1e-4, floor)
+    np.testing.assert_allclose(out, expected, rtol=2e-4 if b2 < 0.999 else 5e-3, atol=1e-6)
 
 
 def test_adam_bc_without_noise_is_adam():
     params = {"w": jnp.ones((2, 2)), "b": (jnp.ones(3), None)}
-    grads = jax.tree.map(lambda x: jr.normal(jr.key(x.size), (6, *x.shape)), params)
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(lambda x: rng.normal(size=(6, *x.shape)).astype(np.float32), params)
     mine = run_transform(optimizers.scale_by_adam_bc(), params, grads, noise_variance=np.zeros(6, np.float32))
     with jax.numpy_dtype_promotion("standard"):
         theirs = run_transform(optax.scale_by_adam(), params, grads)
@@ -154,8 +157,9 @@ def test_adam_bc_takes_a_prefix_of_variances_and_half_precision():
     params = {"w": jnp.ones(2, jnp.bfloat16), "b": (jnp.ones(3), None)}
     grads = jax.tree.map(lambda x: jnp.full(x.shape, 0.5, jnp.float32), params)
     optim = optimizers.adam_bc(optax.constant_schedule(0.1), floor=0.01)
-    state = optim.init(params)
-    updates, state = optim.update(grads, state, noise_variance={"w": 0.0, "b": jnp.float32(0.21)})
+    state = jax.jit(optim.init)(params)
+    update = jax.jit(lambda g, s, v: optim.update(g, s, noise_variance={"w": 0.0, "b": v}))
+    updates, state = update(grads, state, jnp.float32(0.21))
     assert updates["w"].dtype == jnp.float32
     np.testing.assert_allclose(updates["w"], -0.1, rtol=1e-5)
     np.testing.assert_allclose(updates["b"][0], -0.1 * 0.5 / 0.2, rtol=1e-5)  # 0.25 - 0.21 = 0.2^2
@@ -179,23 +183,23 @@ def sparse_loss(w):
 @pytest.fixture(scope="module")
 def sparse_runs():
     """Final loss over initial loss, of Adam and its correction, for every learning rate (each a factor 2 apart) and seed."""
-    rates, keys = 0.008 * 2.0 ** jnp.arange(5), jr.split(jr.key(0), 5)
-    sampling = jnp.where(jnp.arange(FREQUENT + RARE) < FREQUENT, 10.0, 0.0)
+    rates, rng = 0.016 * np.array([1, 2, 4, 8], np.float32), np.random.default_rng(0)
+    # sampling noise and privacy noise, one draw of both for each seed
+    deviation = np.where(np.arange(FREQUENT + RARE) < FREQUENT, np.sqrt(10.0**2 + 1), 1.0)
+    noises = (deviation * rng.normal(size=(5, STEPS, FREQUENT + RARE))).astype(np.float32)
 
     def run(transform, extra):
-        def one(rate, key):
-            def body(carry, t):
+        def one(rate, noise):
+            def body(carry, xi):
                 w, state = carry
-                sampled, private = jr.normal(jr.fold_in(key, t), (2, FREQUENT + RARE))
-                grads = jax.grad(sparse_loss)(w) + sampling * sampled + private
-                updates, state = transform.update(grads, state, w, **extra)
+                updates, state = transform.update(jax.grad(sparse_loss)(w) + xi, state, w, **extra)
                 return (w - rate * updates, state), None
 
             w = jnp.zeros(FREQUENT + RARE)
-            (last, _), _ = jax.lax.scan(body, (w, transform.init(w)), jnp.arange(STEPS))
+            (last, _), _ = jax.lax.scan(body, (w, transform.init(w)), noise)
             return sparse_loss(last) / sparse_loss(w)
 
-        return np.asarray(jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(rates, keys))
+        return np.asarray(jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(rates, noises))
 
     with jax.numpy_dtype_promotion("standard"):
         adam = run(optax.scale_by_adam(), {})
@@ -209,7 +213,7 @@ def test_the_correction_beats_adam_where_noise_dominates(sparse_runs):
     best = adam[adam.mean(1).argmin()], corrected[corrected.mean(1).argmin()]
     assert (best[1] < 0.65 * best[0]).all()
     # and at a small learning rate, where it still moves
-    assert (corrected[2] < 0.5 * adam[2]).all()
+    assert (corrected[0] < 0.65 * adam[0]).all()
 
 
 def test_scales_are_those_of_the_second_moment():
@@ -217,18 +221,18 @@ def test_scales_are_those_of_the_second_moment():
     with jax.numpy_dtype_promotion("standard"):
         optim = optimizers.scale_then_privatize(optax.chain(optax.clip(9.0), optax.adam(0.1, b2=0.5)), eps=0.1)
         plain = optimizers.scale_then_privatize(optim.optimizer, eps=0.1, normalize=False)
-        state = optim.init(params)
-        assert_trees_equal(optim.scaling(state), jax.tree.map(jnp.ones_like, params))
+        state = jax.jit(optim.init)(params)
+        assert_trees_close(jax.jit(optim.scaling)(state), jax.tree.map(jnp.ones_like, params))
         grads = jax.tree.map(lambda x: jnp.arange(x.size, dtype=jnp.float32).reshape(x.shape), params)
-        updates, state = optim.update(grads, state, params)
-        expected, _ = optim.optimizer.update(grads, optim.optimizer.init(params), params)
+        updates, state = jax.jit(optim.update)(grads, state, params)
+        expected, _ = jax.jit(optim.optimizer.update)(grads, jax.jit(optim.optimizer.init)(params), params)
     assert_trees_equal(updates, expected)
     sizes = jax.tree.map(lambda g: np.sqrt(0.5 * np.square(g)) + 0.1, grads)
-    assert_trees_close(plain.scaling(state), jax.tree.map(lambda x: 1 / x, sizes))
-    ours = optim.scaling(state)
+    published, ours = jax.jit(lambda state: (plain.scaling(state), optim.scaling(state)))(state)
+    assert_trees_close(published, jax.tree.map(lambda x: 1 / x, sizes))
     inverse_squares = np.concatenate([np.ravel(1 / np.square(x)) for x in jax.tree.leaves(ours)])
     assert inverse_squares.mean() == pytest.approx(1.0, rel=1e-5)
-    ratio = jax.tree.map(lambda a, b: a / b, ours, plain.scaling(state))
+    ratio = jax.tree.map(lambda a, b: np.asarray(a) / np.asarray(b), ours, published)
     assert np.ptp(np.concatenate([np.ravel(x) for x in jax.tree.leaves(ratio)])) < 1e-4
 
 
@@ -237,7 +241,7 @@ def test_scaling_before_clipping_fits_the_noise_to_the_gradients():
     def loss(model, x):
         return jnp.sum(model * x)
 
-    model, examples = jnp.zeros(2), np.tile(np.float32([1.0, 0.01]), (200, 1))
+    model, examples = jnp.zeros(2), np.tile(np.array([1.0, 0.01], np.float32), (200, 1))
     private_grad = dpx.PrivateGradient(
         loss, dpx.FlatClipping(2.0), dpx.IndependentGaussian(5.0), normalizer=200, method=dpx.Vectorized()
     )
@@ -263,7 +267,7 @@ def test_scaling_before_clipping_fits_the_noise_to_the_gradients():
 
 def test_ema_warms_up():
     average = optimizers.ema(0.999)
-    decay = [1 - float(average.weight(jnp.int32(t))) for t in (0, 9, 99, 999, 10**6)]
+    decay = 1 - jax.jit(jax.vmap(average.weight))(jnp.array([0, 9, 99, 999, 10**6]))
     np.testing.assert_allclose(decay, [0.1, 10 / 19, 100 / 109, 1000 / 1009, 0.999], rtol=1e-5)
     assert float(optimizers.ema(0.9, warm_up=False).weight(jnp.int32(0))) == pytest.approx(0.1)
 
@@ -291,7 +295,7 @@ def test_averages_are_their_definitions(kind):
 def test_averages_in_half_precision_move():
     average = optimizers.ema(0.999, warm_up=False)
     state = average.init(jnp.ones(1, jnp.bfloat16))
-    state = average.step(state, jnp.full(1, 2.0, jnp.bfloat16))
+    state = jax.jit(average.step)(state, jnp.full(1, 2.0, jnp.bfloat16))
     assert float(state.average[0]) == pytest.approx(1.001, rel=1e-6)  # bfloat16 has no number between 1 and 1.0078
 
 

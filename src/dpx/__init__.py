@@ -4,6 +4,7 @@ from . import (
     accounting as accounting,
     gradients as gradients,
     metrics as metrics,
+    optimizers as optimizers,
     random as random,
     sharding as sharding,
     strategies as strategies,

@@ -16,6 +16,8 @@ from ._calibrate import largest_integer as largest_integer, least_feasible as le
 from ._filter import PrivacyFilter as PrivacyFilter
 from ._groups import group_epsilon as group_epsilon
 from ._ledger import LedgerEntry as LedgerEntry, PrivacyLedger as PrivacyLedger
+from ._monte_carlo import is_monte_carlo as is_monte_carlo
+from ._shuffling import shuffling_lower_bound as shuffling_lower_bound
 from ._trade_off import TradeOffCurve as TradeOffCurve
 from ._tuning import (
     fixed_search_epsilon as fixed_search_epsilon,

@@ -18,7 +18,7 @@ from ._distributions import LossDistribution, with_coupling
 from ._event_tree import composed, parts
 from ._fixed_size import gaussian_profile
 from ._monte_carlo import SampledLosses, is_monte_carlo, sampled_losses
-from ._pairs import distribution_of, relation as relation, strict, surrogate
+from ._pairs import distribution_of, has_truncation, relation as relation, strict, surrogate
 from ._renyi_accountant import renyi_accountant
 
 if TYPE_CHECKING:
@@ -134,7 +134,11 @@ def loss_distribution(
     if is_monte_carlo(event):
         return sampled_losses(event, adjacency, 1e-4 if delta is None else delta)
     if interval is None:
-        interval = discretisation(rough_epsilon(event, delta or 1e-6), sum(count for _, count in parts(event)))
+        rough, count = rough_epsilon(event, delta or 1e-6), sum(count for _, count in parts(event))
+        interval = discretisation(rough, count)
+        if has_truncation(event) and rough < math.inf:
+            # losses of batches that are cut reach far; a fiftieth of a step's standard deviation is fine enough
+            interval *= max(1.0, min(4.0, rough / (100 * math.sqrt(count) * interval)))
     return _composed(event, adjacency, interval)
 
 
@@ -213,6 +217,8 @@ def delta(
     if not epsilon >= 0:
         raise ValueError(f"`epsilon` must be at least 0; got {epsilon}.")
     check_adjacency(adjacency)
+    if accountant != "rdp":
+        check_accountant(accountant, adjacency)
     event = strict(event)
     if accountant == "rdp":
         account, coupling = renyi_accountant(event, adjacency)
@@ -221,6 +227,5 @@ def delta(
     elif (multiplier := _as_one_gaussian(event, adjacency)) is not None:
         value = float(gaussian_profile(np.array([epsilon]), multiplier * (1 - 1e-9))[0])
     else:
-        check_accountant(accountant, adjacency)
         value = loss_distribution(event, adjacency).get_delta(epsilon)
     return min(1.0, max(0.0, value))

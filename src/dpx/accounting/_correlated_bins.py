@@ -31,10 +31,12 @@ def mixture_of_bins(noise_multiplier: float, gram: tuple[tuple[float, ...], ...]
         raise ValueError("`GaussianMixtureOfBinsDpEvent(gram=...)` needs a positive entry: nobody's data was used.")
     sigma, matrix = noise_multiplier / math.sqrt(largest), matrix / largest
     bins = len(matrix)
-    candidates = {
-        max(1, bins // apart) for apart in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, _bands(matrix))
-    }
-    best = min((_classes(matrix, size) for size in candidates), key=lambda classes: _rough(sigma, classes))
+    independent = _classes(matrix, max(1, bins // _bands(matrix)))
+    others = (_classes(matrix, max(1, bins // apart)) for apart in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96))
+    best = min(others, key=lambda classes: _rough(sigma, classes))
+    # Rényi moments flatter what is shared; classes without it are kept unless they are clearly worse
+    if _rough(sigma, best) > 0.95 * _rough(sigma, independent):
+        best = independent
     parts = [(weight, _equicorrelated(sigma, size, rho, interval)) for weight, size, rho in best]
     return LossDistribution(
         mixture([(weight, part.remove) for weight, part in parts]),

@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-Parts = tuple[tuple["DpEvent", int], ...]
+Parts = tuple[tuple[Any, int], ...]
 
 _TYPE = "type"
 

@@ -53,7 +53,7 @@ def group_epsilon(
     delta: RealScalarLike,
     sizes: Iterable[Any] = (1, 2, 4, 8),
     *,
-    adjacency: Adjacency | None = None,
+    adjacency: str | None = None,
 ) -> dict[int, float]:
     r"""$\varepsilon$ for groups of units, such as all examples of one person, at the same `delta`.
 
@@ -88,11 +88,11 @@ def group_epsilon(
     """
     delta = probability("group_epsilon(delta=...)", delta)
     numbers = sorted({positive_int("group_epsilon(sizes=...)", size) for size in sizes})
-    event, adjacency = event_and_adjacency("group_epsilon", event_or_plan, adjacency)
+    event, neighbours = event_and_adjacency("group_epsilon", event_or_plan, adjacency)
     pairs = parts(event)
     found: dict[int, float] = {}
     for size in numbers:
-        found[size] = _one_size(event, pairs, delta, size, adjacency, _samples_afresh(event_or_plan))
+        found[size] = _one_size(event, pairs, delta, size, neighbours, _samples_afresh(event_or_plan))
     # a group has all smaller ones in it, so a bound for it is one for them
     least = math.inf
     for size in reversed(numbers):

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
+import numpy as np
 
-from .._checks import positive_int
+from .._checks import positive_int, probability
 from .._types import RealScalarLike
 from ._accountants import NEIGHBOURS, AccountantName, Adjacency, check_accountant, check_adjacency, delta, epsilon
 from ._event_tree import canonical, composed, from_jsonable, parts, to_jsonable
@@ -123,12 +124,11 @@ class PrivacyLedger(eqx.Module):
         - `delta`: $\delta$, strictly between 0 and 1.
         - `accountant`: `"pld"` or `"rdp"`; by default the first of them that knows all entries.
         """
+        target = probability("PrivacyLedger.epsilon(delta=...)", delta)
         if not self.entries:
             return 0.0
         event = self.event
-        return self._answer(
-            lambda name: epsilon(event, float(delta), adjacency=self.adjacency, accountant=name), accountant
-        )
+        return self._answer(lambda name: epsilon(event, target, adjacency=self.adjacency, accountant=name), accountant)
 
     def delta(self, epsilon: RealScalarLike, accountant: AccountantName | None = None) -> float:
         r"""An upper bound on $\delta$ at `epsilon` for all entries together; arguments as for `epsilon`."""
@@ -136,7 +136,7 @@ class PrivacyLedger(eqx.Module):
             return 0.0
         event = self.event
         return self._answer(
-            lambda name: delta(event, float(epsilon), adjacency=self.adjacency, accountant=name), accountant
+            lambda name: delta(event, float(np.asarray(epsilon)), adjacency=self.adjacency, accountant=name), accountant
         )
 
     def _answer(self, question: Callable[[AccountantName], float], accountant: AccountantName | None) -> float:
@@ -159,9 +159,10 @@ class PrivacyLedger(eqx.Module):
         """The ledger in plain English: what was spent, and what it costs together."""
         total = self.epsilon(delta)
         neighbours = NEIGHBOURS[self.adjacency].format(unit=self.unit)
+        number = f"{float(np.asarray(delta)):g}"
         lines = [
-            f"All releases together are ({_rounded_up(total)}, {float(delta):g})-differentially private for one {self.unit}; neighbouring data "
-            f"sets: {neighbours} (adjacency `{self.adjacency}`).",
+            f"All releases together are ({_rounded_up(total)}, {number})-differentially private for one {self.unit}; neighbouring data sets: "
+            f"{neighbours} (adjacency `{self.adjacency}`).",
             "",
         ]
         for entry in self.entries:

@@ -13,18 +13,17 @@ def binomial_gaussian(
     noise_multiplier: float, sampling_probability: float, size: int, interval: float
 ) -> LossDistribution:
     r"""$\sum_k \binom{K}{k} q^k (1 - q)^{K - k} N(k, \sigma^2)$ against $N(0, \sigma^2)$: a group of $K$, each sampled with probability $q$."""
-    from scipy.special import logsumexp
     from scipy.stats import binom, norm
 
     sigma = noise_multiplier
     present = np.arange(size + 1.0)
-    log_weights = binom.logpmf(present, size, sampling_probability)
+    log_weights = np.asarray(binom.logpmf(present, size, sampling_probability))
     present, log_weights = present[np.isfinite(log_weights)], log_weights[np.isfinite(log_weights)]
 
     def log_terms(x: np.ndarray) -> np.ndarray:
         return log_weights[:, None] + present[:, None] * (2 * x - present[:, None]) / (2 * sigma**2)
 
-    ratio = lambda x: float(logsumexp(log_terms(np.array([x]))))
+    ratio = lambda x: float(np.logaddexp.reduce(log_terms(np.array([x]))[:, 0]))
     tail = lambda x: float(np.dot(np.exp(log_weights), norm.sf((x - present) / sigma)))
     low, high = 0.0, size + 9 * sigma
     for _ in range(50):
@@ -43,7 +42,7 @@ def binomial_gaussian(
         x = np.min((excess - ws) * sigma**2 / ks + ks / 2, axis=0)
         for _ in range(100):
             terms = log_terms(x)
-            value = logsumexp(terms, axis=0)
+            value = np.logaddexp.reduce(terms, axis=0)
             slope = np.exp(terms - value).T @ present / sigma**2
             step = np.maximum(value - wanted, 0.0) / slope
             x = x - step

@@ -7,7 +7,15 @@ import numpy as np
 
 from ._allocation import random_allocation
 from ._correlated_bins import mixture_of_bins
-from ._distributions import LossDistribution, LossPmf, from_dp_accounting, mixture, nothing, poisson_gaussian
+from ._distributions import (
+    LossDistribution,
+    LossPmf,
+    from_dp_accounting,
+    mixture,
+    nothing,
+    poisson_gaussian,
+    poisson_gaussian_replaced,
+)
 from ._event_tree import canonical, composed, parts
 from ._fixed_size import fixed_size_gaussian
 
@@ -63,6 +71,13 @@ def strict(event: Any) -> Any:
             gram = tuple(map(tuple, np.asarray(event.gram, np.float64).tolist()))
             return GaussianMixtureOfBinsDpEvent(float(event.noise_multiplier), gram)
     return canonical(event)
+
+
+def has_truncation(event: Any) -> bool:
+    """Whether batches are cut somewhere in `event`."""
+    import dp_accounting as da
+
+    return any(isinstance(part, da.TruncatedSubsampledGaussianDpEvent) for part, _ in parts(event))
 
 
 def surrogate(event: Any) -> Any:
@@ -122,9 +137,12 @@ def _one(event: Any, adjacency: str, interval: float) -> LossDistribution:
             # a Gaussian's losses in either direction have one distribution
             return _symmetric(poisson_gaussian(multiplier, 1.0, interval)) if multiplier > 0 else _infinite(interval)
         case da.PoissonSampledDpEvent(event=da.GaussianDpEvent()) if (
-            adjacency != "replace_one" and event.sampling_probability > 0 and event.event.noise_multiplier > 0
+            0 < event.sampling_probability < 1 and event.event.noise_multiplier > 0
         ):
-            return poisson_gaussian(event.event.noise_multiplier, event.sampling_probability, interval)
+            build = poisson_gaussian_replaced if adjacency == "replace_one" else poisson_gaussian
+            return build(event.event.noise_multiplier, event.sampling_probability, interval)
+        case da.PoissonSampledDpEvent(sampling_probability=1.0):
+            return distribution_of(event.event, adjacency, interval)
         case da.TruncatedSubsampledGaussianDpEvent() if event.noise_multiplier > 0 and event.sampling_probability > 0:
             return _truncated(event, adjacency, interval)
         case _events.RandomAllocationDpEvent():
@@ -176,7 +194,6 @@ def _truncated(event: Any, adjacency: str, interval: float) -> LossDistribution:
     that are cut, wide and rare, live on a coarser grid, which costs a fraction of the time and is pessimistic all the same.
     """
     import dp_accounting as da
-    from dp_accounting.pld import privacy_loss_distribution
     from scipy.stats import binom
 
     size, q, most, multiplier = (
@@ -191,14 +208,8 @@ def _truncated(event: Any, adjacency: str, interval: float) -> LossDistribution:
     if cut == 0:
         return uncut
     kept = float(binom.sf(most, size, q)) * most / cut / size
-    coarse = from_dp_accounting(
-        privacy_loss_distribution.from_gaussian_mechanism(
-            standard_deviation=multiplier / 2,
-            value_discretization_interval=_COARSER * interval,
-            sampling_prob=kept,
-            neighboring_relation=relation("replace_one"),
-        )
-    )
+    replaced = da.PoissonSampledDpEvent(kept, da.GaussianDpEvent(multiplier / 2))
+    coarse = _one(replaced, "replace_one", _COARSER * interval)
     directions = []
     for plain, wide in ((uncut.remove, coarse.remove), (uncut.add, coarse.add)):
         mass = np.zeros(_COARSER * (len(wide.mass) - 1) + 1)

@@ -39,7 +39,7 @@ def search_epsilon(
     mean_runs: RealScalarLike,
     shape: Any = "logarithmic",
     *,
-    adjacency: Adjacency | None = None,
+    adjacency: str | None = None,
 ) -> float:
     r"""$\varepsilon$ of publishing the best of a RANDOM number of runs: at most two or three times that of one, and a little for how many.
 
@@ -84,16 +84,16 @@ def search_epsilon(
     """
     delta = probability("search_epsilon(delta=...)", delta)
     mean, shape = _distribution(mean_runs, shape)
-    event, adjacency = event_and_adjacency("search_epsilon", event_or_plan, adjacency)
+    event, neighbours = event_and_adjacency("search_epsilon", event_or_plan, adjacency)
     if mean == 1 and math.isfinite(shape):
-        return epsilon_of(event, delta, adjacency=adjacency)
+        return epsilon_of(event, delta, adjacency=neighbours)
     bounds, reasons = [], []
     try:
-        bounds.append(epsilon_of(search_event(event, mean, shape), delta, adjacency=adjacency, accountant="rdp"))
+        bounds.append(epsilon_of(search_event(event, mean, shape), delta, adjacency=neighbours, accountant="rdp"))
     except ValueError as error:
         reasons.append(str(error))
     try:
-        bounds.append(_from_profile(event, delta, mean, shape, adjacency))
+        bounds.append(_from_profile(event, delta, mean, shape, neighbours))
     except ValueError as error:
         reasons.append(str(error))
     if not bounds:
@@ -104,7 +104,7 @@ def search_epsilon(
 
 
 def fixed_search_epsilon(
-    event_or_plan: Any, delta: RealScalarLike, runs: Any, *, adjacency: Adjacency | None = None
+    event_or_plan: Any, delta: RealScalarLike, runs: Any, *, adjacency: str | None = None
 ) -> float:
     r"""$\varepsilon$ of a FIXED number of runs, all of which may be published: plain composition.
 
@@ -115,8 +115,8 @@ def fixed_search_epsilon(
 
     delta = probability("fixed_search_epsilon(delta=...)", delta)
     runs = positive_int("fixed_search_epsilon(runs=...)", runs)
-    event, adjacency = event_and_adjacency("fixed_search_epsilon", event_or_plan, adjacency)
-    return epsilon_of(da.SelfComposedDpEvent(event, runs), delta, adjacency=adjacency)
+    event, neighbours = event_and_adjacency("fixed_search_epsilon", event_or_plan, adjacency)
+    return epsilon_of(da.SelfComposedDpEvent(event, runs), delta, adjacency=neighbours)
 
 
 def number_of_runs(mean_runs: RealScalarLike, shape: Any = "logarithmic", *, seed: Any = None) -> int:

@@ -90,9 +90,11 @@ class PrivacyPlan(eqx.Module):
                 )
         accounting.check_accountant(accountant, adjacency)
         if adjacency not in sampler.adjacencies:
+            reason = "the batches of everybody depend on how many examples there are, so none can be added or removed"
+            if adjacency == "replace_one":
+                reason = "what dominates it is known only for an example that is there or contributes nothing"
             raise ValueError(
-                f"`{type(sampler).__name__}` needs `adjacency` to be one of {', '.join(map(repr, sampler.adjacencies))}: the batches of everybody "
-                f"depend on how many examples there are, so none can be added or removed; got {adjacency!r}."
+                f"`{type(sampler).__name__}` needs `adjacency` to be one of {', '.join(map(repr, sampler.adjacencies))}: {reason}; got {adjacency!r}."
             )
         if clipping.order != noise.order:
             raise ValueError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._files import write_atomically
-from ..accounting import NEIGHBOURS
+from ..accounting import NEIGHBOURS, is_monte_carlo
 from ..clipping import NoClipping
 from ..noise import AbstractIntegerNoise, joint_scale
 
@@ -49,7 +49,7 @@ def statement(plan: "PrivacyPlan", delta: float) -> str:
         *_side_lines(plan),
         f"- Sampling: {plan.sampler.assumption}{unclaimed}.",
         f"- Steps: {plan.steps}. All intermediate models may be published.",
-        f"- Epsilon: {rounded_up(epsilon)} at delta {delta:g}, an upper bound computed with {_TOOLS[plan.accountant]} (dp_accounting "
+        f"- Epsilon: {rounded_up(epsilon)} at delta {delta:g}, an upper bound computed with {tool(plan)} (dp_accounting "
         f"{_version('dp-accounting')}).",
         f"- Attack advantage: whoever knows all other {unit}s tells with true-positive rate minus false-positive rate at most "
         f"{math.ceil(advantage * 1e4) / 1e4:.4f} whether one was used.",
@@ -58,6 +58,13 @@ def statement(plan: "PrivacyPlan", delta: float) -> str:
         f"preprocessing) are not counted; and {ideal}.",
     ]
     return "\n".join(lines)
+
+
+def tool(plan: "PrivacyPlan") -> str:
+    """How epsilon was bounded, in words."""
+    if is_monte_carlo(plan.event):
+        return "a simulation of the privacy loss, whose probability of failure is counted in delta,"
+    return _TOOLS[plan.accountant]
 
 
 def _side_lines(plan: "PrivacyPlan") -> list[str]:
@@ -101,6 +108,7 @@ def report(plan: "PrivacyPlan", delta: float) -> dict[str, Any]:
         "neighbours": NEIGHBOURS[plan.adjacency].format(unit=plan.unit),
         "unit": plan.unit,
         "accountant": plan.accountant,
+        "tool": tool(plan),
         "mechanism": plan.noise.description,
         "event": repr(plan.event),
         "clipping": {

@@ -134,7 +134,14 @@ def largest(plan: "PrivacyPlan", parameter: str, target: Target) -> "PrivacyPlan
 def _resized(sampler: Any, **changes: int) -> Any:
     if isinstance(sampler, UserSampler):
         return dataclasses.replace(sampler, base=_resized(sampler.base, **changes))
-    return dataclasses.replace(sampler, **changes)
+    try:
+        return dataclasses.replace(sampler, **changes)
+    except ValueError as error:
+        name = next(iter(changes))
+        raise ValueError(
+            f"`PrivacyPlan.calibrate(parameter={name!r})` cannot search among all integers with this sampler; try values of your own, or calibrate "
+            f"the noise multiplier. {error}"
+        ) from None
 
 
 def trade_off_epsilons(rough: float) -> np.ndarray:

@@ -25,7 +25,7 @@ class UserSampler(AbstractSampler):
 
     !!! success "Guarantee"
 
-        What a user contributes in a step is a function of that user's examples and of `(seed, step)`. A user with no more than
+        The distribution of what a user contributes in a step depends on that user's examples alone. A user with no more than
         `examples_per_user` examples contributes them all, others a uniformly random subset; time and memory are proportional to the batch.
 
     **Arguments:**

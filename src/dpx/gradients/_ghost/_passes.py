@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from ..._tree import grouped, per_example_power, root, weighted_sum
+from .._base import clip_weights
 from ._jaxpr import Program, run
 from ._norm import gram_norm, outer_norm, recomputed_norm
 from ._plan import GRAM, OUTER, RECOMPUTE, Group, Plan
@@ -41,11 +42,8 @@ class Clip(eqx.Module):
         """Norms, weights, and which examples are kept, from what each leaf adds to the power of the norm, and to its rounding error."""
         power = grouped(powers, self.labels)
         safe = root(power + grouped(errors, self.labels), self.order)
-        keep = jnp.all(jnp.isfinite(safe), axis=1)
-        if self.mask is not None:
-            keep = keep & self.mask
-        weights = self.factors(jnp.where(keep[:, None], safe, 0))
-        return root(power, self.order), jnp.where(keep[:, None], weights, 0), keep
+        mask = jnp.ones_like(safe[:, 0], bool) if self.mask is None else self.mask
+        return root(power, self.order), *clip_weights(safe, mask, self.factors)
 
 
 Sums = tuple[list[Array], Float[Array, "batch groups"], Float[Array, " batch"], list[Array]]

@@ -68,21 +68,25 @@ def make_plan(program: Program, batch: int, memory_budget: int | None, direct: d
             break
         direct = found.direct | overlapping
     terms = [_term_struct(site, batch) for site in found.sites]
-    # instantiated gradients may take as much memory as the captured activations and cotangents do
-    held = sum(_bytes(t) for t in terms)
-    room = max(0, held if memory_budget is None else memory_budget - held)
-    groups = [_Candidate(leaf, tuple(part), terms, room) for leaf, parts in by_leaf.items() for part in parts.values()]
+    # instantiated gradients replace what they are made of; beyond that they may take as much memory again
+    own = [batch * _scanned(site) * (_bytes(site.captured) + _bytes(site.output)) for site in found.sites]
+    room = sum(_bytes(t) for t in terms) if memory_budget is None else max(0, memory_budget - sum(own))
+    groups = [
+        _Candidate(leaf, tuple(part), terms, sum(own[k] for k in part), room)
+        for leaf, parts in by_leaf.items()
+        for part in parts.values()
+    ]
     used = 0
     for group in sorted(groups, key=lambda g: -g.gain):
         if group.rule == KEEP:
             memory = group.options[KEEP][1]
+            more = max(0, memory - group.own)
+            others = [r for r in group.options if r != KEEP and (group.options[r][1] < memory or passes == 2)]
             # nothing outlives the first of two passes
-            smaller = [rule for rule in group.options if group.options[rule][1] < memory or passes == 2]
-            others = [rule for rule in smaller if rule != KEEP]
-            if others and (passes == 2 or used + memory > room):
+            if others and (passes == 2 or used + more > room):
                 group.rule = min(others, key=group.time)
             else:
-                used += memory
+                used += more
     chosen = lambda g: Group(g.leaf, g.sites, g.rule, *g.options[g.rule], g.cut if g.rule == RECOMPUTE else None)
     return Plan(found, tuple(map(chosen, groups)), passes)
 
@@ -150,8 +154,8 @@ def _bytes(tree: PyTree) -> int:
 class _Candidate:
     """The rules that apply to a group, each with (FLOPs, bytes), and the fastest."""
 
-    def __init__(self, leaf: int, sites: tuple[int, ...], all_terms: list[Term], room: int):
-        self.leaf, self.sites = leaf, sites
+    def __init__(self, leaf: int, sites: tuple[int, ...], all_terms: list[Term], own: int, room: int):
+        self.leaf, self.sites, self.own = leaf, sites, own
         terms = [all_terms[k] for k in sites]
         batch = sizes(terms[0])["b"]
         size = math.prod(terms[0].shape)
@@ -170,8 +174,8 @@ class _Candidate:
             self.options[KEEP] = (flops, 4 * batch * size)
             axis = axis_to_cut(terms)
             if axis is not None:
-                # a piece may be as large as what it is made of
-                limit = max(room, _bytes(terms))
+                # a piece is small beside what it is made of, and beside the whole, unless there is room for more
+                limit = max(room, min(self.own, 4 * batch * size) // 4)
                 divisors = [n for n in range(1, terms[0].shape[axis] + 1) if terms[0].shape[axis] % n == 0]
                 pieces = next((n for n in divisors if 4 * batch * size <= n * limit), divisors[-1])
                 self.cut = (axis, pieces)
