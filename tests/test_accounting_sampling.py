@@ -19,7 +19,7 @@ from dpx._events import (
 )
 from dpx.accounting import _monte_carlo
 from dpx.accounting._allocation import random_allocation
-from dpx.accounting._distributions import poisson_gaussian
+from dpx.accounting._distributions import LossDistribution, poisson_gaussian
 from dpx.accounting._fixed_size import fixed_size_gaussian
 
 times = da.SelfComposedDpEvent
@@ -29,6 +29,12 @@ EVENTS = {
     "fixed-size": (FixedSizeSampledGaussianDpEvent(100, 10, 2.0, False), "replace_one"),
     "with-replacement": (FixedSizeSampledGaussianDpEvent(100, 10, 4.0, True), "replace_one"),
 }
+
+
+def loss_distribution(event):
+    found = accounting.loss_distribution(event, "add_or_remove_one")
+    assert isinstance(found, LossDistribution)
+    return found
 
 
 def hockey_stick(upper, lower, epsilon, low=-40.0, high=40.0):
@@ -109,7 +115,7 @@ def test_blocks_of_allocation_compose_with_each_other_and_with_poisson():
     y = rng.normal(0, 1.5, 400_000)
     ratio = lambda y: np.log1p(0.3 * np.expm1((2 * y - 1) / (2 * 1.5**2)))
     moved = y + (rng.random(len(y)) < 0.3)
-    found = accounting.loss_distribution(event, "add_or_remove_one")
+    found = loss_distribution(event)
     assert_sampled(found.remove.delta(0.6), first + second + ratio(moved), 0.6, 1e-4)
     assert_sampled(found.add.delta(0.6), first_add + second_add - ratio(y), 0.6, 1e-4)
     assert accounting.delta(event, 0.6) == found.get_delta(0.6)
@@ -142,7 +148,7 @@ def test_fixed_size_without_replacement_is_above_the_integral(others):
 
 def test_fixed_size_with_replacement_is_above_the_integral():
     sigma, epsilon, examples, batch = 2.0, 0.3, 10, 4
-    weights = stats.binom(batch, 1 / examples).pmf(np.arange(batch + 1))
+    weights = stats.binom.pmf(np.arange(batch + 1), batch, 1 / examples)
     upper = lambda y: float(weights @ stats.norm.pdf(y, 2.0 * np.arange(batch + 1), sigma))
     exact = hockey_stick(upper, lambda y: stats.norm.pdf(y, 0, sigma), epsilon)
     event = FixedSizeSampledGaussianDpEvent(examples, batch, sigma, True)
@@ -205,9 +211,7 @@ def test_correlated_bins_are_confirmed_by_samples_from_below(coefficients):
     loss = lambda u: np.log(np.mean(np.exp(u - 0.5 / sigma**2), axis=1))
     add = -loss(noise)
     remove = loss(noise + gram[0] / sigma**2)
-    found = accounting.loss_distribution(
-        GaussianMixtureOfBinsDpEvent(sigma, tuple(map(tuple, gram))), "add_or_remove_one"
-    )
+    found = loss_distribution(GaussianMixtureOfBinsDpEvent(sigma, tuple(map(tuple, gram))))
     # the gap is the price of a bound without samples; it is less than that of giving the bands up
     for losses, bound in ((remove, found.remove.delta(epsilon)), (add, found.add.delta(epsilon))):
         values = -np.expm1(np.minimum(epsilon - losses, 0.0))
@@ -287,7 +291,7 @@ def patterns(steps, separation, p, is_warm):
 def test_min_sep_ratios_are_those_of_all_patterns(is_warm):
     steps, separation, p, sigma = 7, 3, 0.3, 0.9
     coefficients = np.array([0.8, 0.5, 0.33])
-    matrix = sum(np.diag([c] * (steps - k), -k) for k, c in enumerate(coefficients))
+    matrix = np.sum([np.diag([c] * (steps - k), -k) for k, c in enumerate(coefficients)], 0)
     rng = np.random.default_rng(3)
     noise = rng.normal(size=(steps, 5))
     participates = np.zeros((steps, 5))
@@ -311,8 +315,7 @@ def test_min_sep_ratios_are_those_of_all_patterns(is_warm):
 @pytest.mark.parametrize("is_warm", [False, True])
 def test_min_sep_participations_have_their_distribution(is_warm):
     """Under P the mean of 1 / ratio is 1, and under Q that of the ratio, if and only if the patterns drawn are those of the ratio."""
-    arguments = (1.5, (0.8, 0.6), 12, 3, 0.3, is_warm)
-    remove, add = _monte_carlo.min_sep_losses(*arguments, samples=2**17, seed=7)
+    remove, add = _monte_carlo.min_sep_losses(1.5, (0.8, 0.6), 12, 3, 0.3, is_warm, samples=2**17, seed=7)
     for losses in (remove, add):
         inverse = np.exp(-losses)
         assert abs(inverse.mean() - 1) <= 5 * inverse.std() / math.sqrt(len(inverse)) + 2e-4

@@ -357,7 +357,8 @@ def gathered(subscripts, x, w):
     """A product over a sharded axis, of which explicit axes want to hear where it goes."""
     mesh = jax.sharding.get_abstract_mesh()
     is_explicit = jax.sharding.AxisType.Explicit in mesh.axis_types
-    return jnp.einsum(subscripts, x, w, **({"out_sharding": jax.P()} if is_explicit else {}))
+    options: Any = {"out_sharding": jax.P()} if is_explicit else {}
+    return jnp.einsum(subscripts, x, w, **options)
 
 
 def megatron_transformer():

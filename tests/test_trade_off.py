@@ -109,8 +109,6 @@ def test_guarantee_a_sampled_group_is_a_mixture(size):
     weights = stats.binom.pmf(np.arange(size + 1), size, Q)
     assert max(hockey_sticks(weights, SIGMA, epsilon)) <= delta
     assert max(hockey_sticks(weights, SIGMA, epsilon * 0.99)) > delta
-    replaced = group_epsilon(ONE_STEP, delta, (size,), adjacency="replace_one")[size]
-    assert epsilon < replaced  # no mixture is known to dominate there
 
 
 def test_groups_of_one_are_units_and_larger_groups_lose_more():
@@ -118,8 +116,8 @@ def test_groups_of_one_are_units_and_larger_groups_lose_more():
     found = group_epsilon(plan, 1e-6, (1, 2, 5))
     assert found[1] == pytest.approx(plan.epsilon(1e-6), rel=1e-9)
     assert 2 * found[1] < found[2] * 1.05 and found[1] < found[2] < found[5]
-    replaced = dpx.dp_sgd(1000, 50, 20, noise_multiplier=2.0, adjacency="replace_one")
-    assert group_epsilon(replaced, 1e-6, (2,))[2] > found[2]
+    truncated = dpx.dp_sgd(1000, 50, 20, noise_multiplier=2.0, max_batch_size=150)
+    assert group_epsilon(truncated, 1e-6, (2,))[2] > found[2]  # no mixture is known to dominate it
 
 
 def test_groups_that_take_turns_are_no_mixture():

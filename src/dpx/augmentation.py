@@ -13,9 +13,7 @@ from jaxtyping import Array, Key
 from ._checks import positive_int
 
 
-def augment(
-    loss: Any, augmentation: Any, multiplicity: Any, *, has_aux: bool = False
-) -> "Augmented":
+def augment(loss: Any, augmentation: Any, multiplicity: Any, *, has_aux: bool = False) -> "Augmented":
     r"""The loss of one example, averaged over `multiplicity` random views of it: costs time, and no privacy.
 
     ```python

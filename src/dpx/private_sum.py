@@ -138,7 +138,12 @@ class PrivateSum(eqx.Module):
 
 
 class _InnerProduct(eqx.Module):
-    """The loss whose gradient is the output of `fn`."""
+    """The loss whose gradient is the output of `fn`.
+
+    **Arguments:**
+
+    - `fn`, `model`: the function and its first argument.
+    """
 
     fn: Callable[..., Any]
     model: PyTree

@@ -87,7 +87,7 @@ def _as_one_gaussian(event: Any, adjacency: str) -> float | None:
 
 def rough_epsilon(event: "DpEvent", delta: float) -> float:
     """A guess at epsilon in milliseconds, from a few Rényi orders; infinite where there is none. Never reported."""
-    return _rough_epsilon(surrogate(strict(event)), delta)
+    return _rough_epsilon(composed(parts(surrogate(composed(parts(strict(event)))))), delta)
 
 
 @functools.lru_cache(maxsize=256)

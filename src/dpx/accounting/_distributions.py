@@ -78,17 +78,15 @@ class LossPmf(eqx.Module):
 
     def compose(self, other: "LossPmf") -> "LossPmf":
         """The loss of both mechanisms together, on the wider of their two grids."""
-        from scipy import fft
-
         first, second = (self, other) if self.interval >= other.interval else (other, self)
         factor = round(first.interval / second.interval)
         if abs(first.interval - factor * second.interval) > 1e-9 * first.interval:
             raise ValueError(f"Privacy losses on grids of {self.interval} and {other.interval} cannot be composed.")
         second = second.coarsen(factor)
         size = len(first.mass) + len(second.mass) - 1
-        length = fft.next_fast_len(size, real=True)
-        product = fft.rfft(first.mass, length) * fft.rfft(second.mass, length)
-        mass = fft.irfft(product, length)[:size]
+        length = _fast_length(size)
+        product = np.fft.rfft(first.mass, length) * np.fft.rfft(second.mass, length)
+        mass = np.fft.irfft(product, length)[:size]
         infinity = self.infinity + other.infinity - self.infinity * other.infinity + 2 * _ROUNDING
         return _trimmed(LossPmf(first.interval, first.lowest + second.lowest, mass, infinity))
 
@@ -116,14 +114,12 @@ class LossPmf(eqx.Module):
 
     def _power(self, count: int) -> "LossPmf":
         """By one FFT over a window that the tails leave with probability 1e-15 (Chernoff)."""
-        from scipy import fft
-
         if count == 1:
             return self
         first, last = self._window(count)
-        length = fft.next_fast_len(max(2, last - first + 1), real=True)
+        length = _fast_length(last - first + 1)
         folded = np.bincount(np.arange(len(self.mass)) % length, self.mass, length)
-        mass = fft.irfft(fft.rfft(folded) ** count, length)
+        mass = np.fft.irfft(np.fft.rfft(folded) ** count, length)
         mass = np.roll(mass, -(first % length))[: last - first + 1]
         infinity = -math.expm1(count * math.log1p(-self.infinity)) if self.infinity < 1 else 1.0
         # a power of a number of modulus one, rounded: what the tails see of it is absolute
@@ -157,6 +153,11 @@ class LossPmf(eqx.Module):
         first = max(0, math.floor(count * mean - least(-1.0)))
         last = min((len(mass) - 1) * count, math.ceil(count * mean + least(1.0)))
         return first, max(first, last)
+
+
+def _fast_length(least: int) -> int:
+    """A product of powers of 2, 3 and 5, of which FFTs are fast."""
+    return min(odd << max(1, (-(-least // odd) - 1).bit_length()) for odd in (1, 3, 5, 9, 15))
 
 
 def mixture(parts: list[tuple[float, LossPmf]]) -> LossPmf:

@@ -6,12 +6,9 @@ import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from dp_accounting import DpEvent
 
 Parts = tuple[tuple[Any, int], ...]
 

@@ -44,9 +44,10 @@ def fixed_size_gaussian(
         base = np.where(epsilons < 1, np.log1p(np.expm1(epsilons) / share), epsilons - math.log(share))
         large = epsilons >= 1
         base[large] += np.log1p((share - 1) * np.exp(-epsilons[large]))
-        return rest + sum(
-            w * gaussian_profile(base, noise_multiplier / (2 * k)) for k, w in zip(times, weights, strict=True)
-        )
+        total = np.full(len(epsilons), rest)
+        for k, weight in zip(times, weights, strict=True):
+            total += weight * gaussian_profile(base, noise_multiplier / (2 * k))
+        return total
 
     # beyond the largest loss of the most frequent group that counts, what is left of delta counts as infinite
     high = 1.0
@@ -61,9 +62,9 @@ def _participations(num_examples: int, batch_size: int, replace: bool) -> tuple[
         return [1], [batch_size / num_examples], 0.0
     from scipy.stats import binom
 
-    law = binom(batch_size, 1 / num_examples)
     most = 1
-    while most < batch_size and law.sf(most) > _DUST:
+    while most < batch_size and binom.sf(most, batch_size, 1 / num_examples) > _DUST:
         most += 1
     times = list(range(1, most + 1))
-    return times, [float(law.pmf(k)) for k in times], float(law.sf(most))
+    weights = [float(binom.pmf(k, batch_size, 1 / num_examples)) for k in times]
+    return times, weights, float(binom.sf(most, batch_size, 1 / num_examples))

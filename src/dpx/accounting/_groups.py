@@ -144,8 +144,7 @@ def _converted(event: Any, delta: float, size: int, adjacency: Adjacency) -> flo
         )
         return logarithm - math.log(delta)
 
-    # nothing below the epsilon of one unit can do: the factor is at least the size of the group
-    start = epsilon_of(event, delta / size, adjacency=adjacency) if delta / size >= 1e-12 else 1e-3
+    start = epsilon_of(event, delta, adjacency=adjacency)  # nothing below what one unit loses can do
     return size * first_feasible(excess, start, 500.0 / size) if math.isfinite(start) else math.inf
 
 

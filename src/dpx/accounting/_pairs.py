@@ -1,6 +1,7 @@
 """From a DP event to the distribution of its privacy loss."""
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,14 +64,25 @@ def strict(event: Any) -> Any:
             # Rényi divergences are jointly quasi-convex, so that sampling, a mixture, cannot do worse than taking part surely
             return canonical(event.event)
         case da.PoissonSampledDpEvent(event=da.SelfComposedDpEvent() | da.ComposedDpEvent()):
-            return da.PoissonSampledDpEvent(float(event.sampling_probability), composed(parts(canonical(event.event))))
+            return da.PoissonSampledDpEvent(float(event.sampling_probability), _folded(event.event))
         case da.SampledWithoutReplacementDpEvent(event=da.SelfComposedDpEvent() | da.ComposedDpEvent()):
-            inner = composed(parts(canonical(event.event)))
-            return da.SampledWithoutReplacementDpEvent(int(event.source_dataset_size), int(event.sample_size), inner)
+            size, sample = int(event.source_dataset_size), int(event.sample_size)
+            return da.SampledWithoutReplacementDpEvent(size, sample, _folded(event.event))
         case GaussianMixtureOfBinsDpEvent():
             gram = tuple(map(tuple, np.asarray(event.gram, np.float64).tolist()))
             return GaussianMixtureOfBinsDpEvent(float(event.noise_multiplier), gram)
     return canonical(event)
+
+
+def _folded(event: Any) -> Any:
+    """A composition as one event: Gaussians are together exactly one Gaussian, of the sum of their precisions."""
+    import dp_accounting as da
+
+    pairs = parts(canonical(event))
+    if not all(isinstance(part, da.GaussianDpEvent) and part.noise_multiplier > 0 for part, _ in pairs):
+        return composed(pairs)
+    total = math.fsum(count * part.noise_multiplier**-2 for part, count in pairs)
+    return da.GaussianDpEvent(total**-0.5 * (1 - 1e-14)) if total else da.NoOpDpEvent()
 
 
 def has_truncation(event: Any) -> bool:
@@ -136,11 +148,11 @@ def _one(event: Any, adjacency: str, interval: float) -> LossDistribution:
             multiplier = event.noise_multiplier / (2 if adjacency == "replace_one" else 1)
             # a Gaussian's losses in either direction have one distribution
             return _symmetric(poisson_gaussian(multiplier, 1.0, interval)) if multiplier > 0 else _infinite(interval)
-        case da.PoissonSampledDpEvent(event=da.GaussianDpEvent()) if (
-            0 < event.sampling_probability < 1 and event.event.noise_multiplier > 0
+        case da.PoissonSampledDpEvent(event=da.GaussianDpEvent(noise_multiplier=multiplier)) if (
+            0 < event.sampling_probability < 1 and multiplier > 0
         ):
             build = poisson_gaussian_replaced if adjacency == "replace_one" else poisson_gaussian
-            return build(event.event.noise_multiplier, event.sampling_probability, interval)
+            return build(multiplier, event.sampling_probability, interval)
         case da.PoissonSampledDpEvent(sampling_probability=1.0):
             return distribution_of(event.event, adjacency, interval)
         case da.TruncatedSubsampledGaussianDpEvent() if event.noise_multiplier > 0 and event.sampling_probability > 0:

@@ -6,16 +6,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from .._types import Params, RealScalarLike
-from ._base import AbstractStatelessClipping
+from ._base import AbstractClipping, State
 from ._grouping import Grouping, block, layer, parse_norms, split_norm, total_norm
 
 Allocation = Literal["global", "equal", "optimal"]
 
 
-class GroupClipping(AbstractStatelessClipping):
+class GroupClipping(AbstractClipping):
     r"""Clips each group of parameters on its own: $g_k \min(1, C_k / \|g_k\|)$ in group $k$.
 
     ```python
@@ -91,6 +91,10 @@ class GroupClipping(AbstractStatelessClipping):
     def sensitivity(self) -> Float[Array, ""]:
         return jnp.ones_like(self.norms[0]) if self.unit_norm else total_norm(self.norms)
 
+    @property
+    def side_noise_multipliers(self) -> tuple[Float[Array, ""], ...]:
+        return ()
+
     def labels(self, params: Params) -> tuple[int, ...]:
         return self.grouping.labels(params)
 
@@ -115,3 +119,14 @@ class GroupClipping(AbstractStatelessClipping):
 
     def rescale(self, state: PyTree) -> Float[Array, " groups"]:
         return 1 / state
+
+    def update(
+        self,
+        state: State,
+        norms: Float[Array, "batch groups"],
+        mask: Bool[Array, " batch"],
+        expected_batch_size: Float[Array, ""],
+        key: Key[Array, ""],
+    ) -> State:
+        del norms, mask, expected_batch_size, key
+        return state

@@ -11,6 +11,7 @@ Several uses of one parameter are one longer sequence, so that the norm is that 
 """
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -66,7 +67,7 @@ def _concatenated(terms: list[Term]) -> Float[Array, " batch"]:
     join = lambda xs: jnp.concatenate([wide(x) for x in xs], axis=2) if len(xs) > 1 else xs[0]
     # the size of the axis that ids index
     limit = next((t.shape[t.axis] for t in terms if isinstance(t, Rows)), 0)
-    norm = 0.0
+    norm: Any = 0.0
     gram = lambda x, y: einsum("bgsd", x, "bgtd", y, "bgst")
     if dense:
         a, y = join([a for a, _ in dense]), join([y for _, y in dense])

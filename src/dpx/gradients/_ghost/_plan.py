@@ -87,8 +87,8 @@ def make_plan(program: Program, batch: int, memory_budget: int | None, direct: d
                 group.rule = min(others, key=group.time)
             else:
                 used += more
-    chosen = lambda g: Group(g.leaf, g.sites, g.rule, *g.options[g.rule], g.cut if g.rule == RECOMPUTE else None)
-    return Plan(found, tuple(map(chosen, groups)), passes)
+    cut = lambda g: g.cut if g.rule == RECOMPUTE else None
+    return Plan(found, tuple(Group(g.leaf, g.sites, g.rule, *g.options[g.rule], cut=cut(g)) for g in groups), passes)
 
 
 def need_per_example(program: Program, plan: Plan) -> int:
