@@ -106,7 +106,9 @@ def test_calibration_meets_the_budget_and_no_more():
     assert less.epsilon(1e-5) > 1.0
 
 
-@pytest.mark.parametrize("epsilon", [0.02, 0.3, 30.0])
+@pytest.mark.parametrize(
+    "epsilon", [pytest.param(0.02, marks=pytest.mark.slow), 0.3, pytest.param(30.0, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])
 def test_calibration_over_the_whole_range(epsilon, accountant):
     plan = dpx.dp_sgd(1000, 50, 40, epsilon=epsilon, delta=1e-6, accountant=accountant)
@@ -214,8 +216,18 @@ def poisson(sigma, q, count=1):
     return times(da.PoissonSampledDpEvent(q, da.GaussianDpEvent(sigma)), count)
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    ("sigma", "q", "count"), [(0.7, 0.2, 5), (1.0, 0.01, 300), (2.0, 0.3, 40), (8.0, 1.0, 200), (1.2, 1e-4, 2000)]
+    ("sigma", "q", "count"),
+    [
+        (1.0, 0.01, 300),
+        (8.0, 1.0, 200),
+        pytest.param(0.7, 0.2, 5, marks=SLOW),
+        pytest.param(2.0, 0.3, 40, marks=SLOW),
+        pytest.param(1.2, 1e-4, 2000, marks=SLOW),
+    ],
 )
 def test_losses_are_tighter_than_renyi_and_monotone(sigma, q, count, delta=1e-7):
     epsilon = lambda *mechanism: accounting.epsilon(poisson(*mechanism), delta)
@@ -264,6 +276,7 @@ def test_trap_t2_replacement_is_twice_the_distance_whoever_accounts():
             accounting.epsilon(event, 1e-5, adjacency="replace_one", accountant="rdp")
 
 
+@pytest.mark.slow
 def test_trap_t3_mixtures_of_gaussians_answer_in_seconds():
     event = times(da.dp_event.MixtureOfGaussiansDpEvent(1.0, [0.0, 1.0, 2.0], [0.8, 0.15, 0.05]), 3)
     found = accounting.epsilon(event, 1e-5, interval=1e-2)

@@ -202,7 +202,7 @@ def bins_gram(bins, coefficients):
     return columns.T @ columns / (column @ column)
 
 
-@pytest.mark.parametrize("coefficients", [(1.0, 0.5), (1.0, 0.6, 0.4, 0.2)])
+@pytest.mark.parametrize("coefficients", [(1.0, 0.5), pytest.param((1.0, 0.6, 0.4, 0.2), marks=pytest.mark.slow)])
 def test_correlated_bins_are_confirmed_by_samples_from_below(coefficients):
     bins, sigma, epsilon, samples = 12, 1.0, 0.5, 200_000
     gram = bins_gram(bins, coefficients)
@@ -382,8 +382,8 @@ def test_shuffling_is_far_from_poisson():
 
 
 def test_grids_match_dp_accounting_and_blocks_match_one_transform():
-    for adjacency in ("add_or_remove_one", "replace_one", "replace_special"):
-        event = times(da.PoissonSampledDpEvent(0.05, da.GaussianDpEvent(0.9)), 30)
+    for adjacency in ("add_or_remove_one", "replace_one"):
+        event = times(da.PoissonSampledDpEvent(0.05, da.GaussianDpEvent(1.5)), 30)
         theirs = PLDAccountant(da.NeighboringRelation[adjacency.upper()]).compose(event).get_epsilon(1e-6)
         assert accounting.epsilon(event, 1e-6, adjacency=adjacency) == pytest.approx(theirs, abs=1e-5)
     one = poisson_gaussian(2.0, 0.01, 1e-4)

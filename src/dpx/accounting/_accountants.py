@@ -107,9 +107,9 @@ def discretisation(epsilon: float, count: int = 1) -> float:
     if epsilon == math.inf:
         return 10 * _FINEST  # no guess
     wide = max(_FINEST, 2e-5 * epsilon)
-    # epsilon is a few standard deviations of the total loss, and a tenth of one step's is fine enough; by halves, so that a search that
-    # moves epsilon a little keeps its grid
-    wanted = max(5e-6, epsilon / (40 * math.sqrt(count)))
+    # epsilon is a few standard deviations of the total loss, and a twentieth of one step's is fine enough; by halves, so that a search
+    # that moves epsilon a little keeps its grid
+    wanted = max(5e-6, epsilon / (100 * math.sqrt(count)))
     return wide / 2 ** max(0, math.ceil(math.log2(wide / wanted)))
 
 

@@ -91,8 +91,8 @@ class LossPmf(eqx.Module):
         return _trimmed(LossPmf(first.interval, first.lowest + second.lowest, mass, infinity))
 
     def self_compose(self, count: int) -> "LossPmf":
-        """The loss of `count` such mechanisms together. Many steps go in blocks, on a grid as wide as blocks allow: a million steps cost
-        no more than a hundred."""
+        """The loss of `count` such mechanisms together. Many steps go in blocks, on a grid as wide as blocks allow, so that a
+        million steps cost milliseconds."""
         if count < _MANY:
             return self._power(count)
         blocks = next((n for n in range(128, 512) if count % n == 0), 256)  # without a rest, if possible

@@ -88,7 +88,12 @@ class PrivacyPlan(eqx.Module):
                 raise ValueError(
                     f"`{type(noise).__name__}` in many dimensions has no privacy loss distribution: give `PrivacyPlan(..., accountant='rdp')`."
                 )
-        accounting.check_accountant(accountant, adjacency)
+        if (
+            "add_or_remove_one" in sampler.adjacencies
+        ):  # which events hold under replacement too, Rényi accounting decides itself
+            accounting.check_accountant(accountant, adjacency)
+        else:
+            accounting.check_accountant(accountant, "replace_special")
         if adjacency not in sampler.adjacencies:
             reason = "the batches of everybody depend on how many examples there are, so none can be added or removed"
             if adjacency == "replace_one":
