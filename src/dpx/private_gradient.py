@@ -317,10 +317,11 @@ class PrivateGradient(eqx.Module):
         out, mask = self._clipped(model, batch, state.clipping, mask, key, scaling)
 
         if isinstance(self.clipping, NoClipping):
-            noisy, buffers = out.total, state.noise
+            noisy, buffers, scale = out.total, state.noise, None
         else:
+            scale = self._scale()
             noise_key = jr.fold_in(state.key, _NOISE)
-            noisy, buffers = self.noise.step(out.total, self._scale(), noise_key, state.step, state.noise)
+            noisy, buffers = self.noise.step(out.total, scale, noise_key, state.step, state.noise)
         clipping_key = jr.fold_in(jr.fold_in(state.key, _CLIPPING), state.step)
         clipping = self.clipping.update(state.clipping, out.norms, mask, self.normalizer, clipping_key)
         diagnostics = _diagnostics(out, mask, self.clipping.order)
@@ -337,7 +338,11 @@ class PrivateGradient(eqx.Module):
 
         # jnp.where rather than eqx.error_if, which deadlocks on several devices
         steps = np.iinfo(np.int32).max if self.steps is None else self.steps
-        result = Result.where(is_finite((grads, buffers, clipping)), state.result, Result.non_finite)
+        # the sum before the noise, which is finite: XLA would draw the noise twice, for the gradients and for a check of them
+        rescale = self.clipping.rescale(state.clipping)
+        late = grads if scaling is not None or isinstance(self.noise, AbstractIntegerNoise) else None
+        checked = (out.total, scale, buffers, clipping, rescale, late)
+        result = Result.where(is_finite(checked), state.result, Result.non_finite)
         result = Result.where(state.step < steps, result, Result.budget_spent)
         result = Result.where(state.result == Result.successful, result, state.result)
         is_good = result == Result.successful

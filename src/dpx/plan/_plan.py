@@ -281,7 +281,8 @@ class PrivacyPlan(eqx.Module):
         plan = plan.with_metrics(loss=dpx.metrics.Mean("losses", low=0.0, high=5.0, noise_multiplier=10.0))
         ```
 
-        `private_grad.metric_values(state)` has the values after each step. Noise of the gradient stays as it is, so epsilon grows: calibrate afterwards, or again.
+        `private_grad.metric_values(state)` has the values after each step. Noise of the gradient stays as it is, so epsilon grows: calibrate
+        afterwards, or again.
         Statistics of public data need no plan.
 
         **Arguments:**
