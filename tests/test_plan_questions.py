@@ -121,3 +121,31 @@ def test_the_first_steps_cost_less_than_all():
     plan = dpx.dp_sgd(1000, 50, 40, noise_multiplier=1.0)
     spent = [plan.epsilon(1e-4, n) for n in (1, 10, 40)]
     assert spent == sorted(spent) and spent[0] < spent[-1]
+
+
+def test_the_gap_of_shuffling_is_printed():
+    sampler = dpx.ShuffleSampler(10_000, 1, 10_000)
+    plan = dpx.PrivacyPlan(sampler, CLIP, dpx.IndependentGaussian(0.4), adjacency="replace_special")
+    with pytest.warns(UserWarning, match="at least 1 / num_examples"):
+        assert "no amplification is claimed: one epoch" in plan.statement(1e-3)
+    gap = plan.report(1e-5)["shuffling_gap"]
+    assert gap["epsilon"] == pytest.approx(4.089, abs=2e-3)  # what a Poisson accountant would say
+    assert 0.2 < gap["delta_at_least"] < 0.23
+    assert dpx.accounting.shuffling_lower_bound(0.4, 10_000, 4.0) >= 0.226
+    assert plan.epsilon(1e-5) > 13.2  # what is stated instead
+
+
+def test_adjacencies_are_compared():
+    plan = dpx.dp_sgd(1000, 50, 40, noise_multiplier=1.0)
+    found = plan.epsilon_by_adjacency(1e-4)
+    assert set(found) == {"add_or_remove_one", "replace_one", "replace_special"}
+    assert found["add_or_remove_one"] == plan.epsilon(1e-4) <= found["replace_one"]
+    # a Gaussian, replaced, is moved twice as far
+    shuffled = dpx.PrivacyPlan(
+        dpx.ShuffleSampler(100, 10, 10), CLIP, dpx.IndependentGaussian(4.0), adjacency="replace_one"
+    )
+    twice = dpx.PrivacyPlan(shuffled.sampler, CLIP, dpx.IndependentGaussian(2.0), adjacency="replace_special")
+    found = shuffled.epsilon_by_adjacency(1e-3)
+    assert set(found) == {"replace_one", "replace_special"} and found["replace_one"] == twice.epsilon(1e-3)
+    discrete = dpx.PrivacyPlan(dpx.PoissonSampler(100, 10, 4), CLIP, dpx.DiscreteGaussian(8.0), accountant="rdp")
+    assert set(discrete.epsilon_by_adjacency(1e-3)) == {"add_or_remove_one", "replace_special"}

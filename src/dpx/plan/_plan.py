@@ -177,6 +177,17 @@ class PrivacyPlan(eqx.Module):
             accountant=self.accountant,
         )
 
+    def epsilon_by_adjacency(self, delta: RealScalarLike) -> dict[str, float]:
+        r"""$\varepsilon$ of the same run for each notion of neighbours that can be accounted for. The same noise hides less where more may
+        change."""
+        found = {}
+        for adjacency in self.sampler.adjacencies:
+            try:
+                found[adjacency] = dataclasses.replace(self, adjacency=adjacency).epsilon(delta)
+            except ValueError:
+                continue  # nobody can account for it
+        return found
+
     def trade_off(self) -> TradeOffCurve:
         """What any attacker who knows all but one unit can reach: error rates and advantage. Uses privacy loss distributions, or
         Rényi accounting for noise that has none."""
@@ -408,7 +419,7 @@ class PrivacyPlan(eqx.Module):
         noise: Any = self.noise
         strategy = getattr(noise, "strategy", None)
         event = self.sampler.event(self.noise.event(multiplier), self.noise.bands, steps, strategy)
-        if costs or self.clipping.side_noise_multipliers:
+        if self.noise.bands != 1 and (costs or self.clipping.side_noise_multipliers):
             _refuse_side_queries(event)
         return event
 

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import accounting
 from .._files import write_atomically
 from ..accounting import NEIGHBOURS, is_monte_carlo
 from ..clipping import NoClipping
-from ..noise import AbstractIntegerNoise, joint_scale
+from ..noise import AbstractIntegerNoise, IndependentGaussian, joint_scale
+from ..sampling import ShuffleSampler
 
 if TYPE_CHECKING:
     from ._plan import PrivacyPlan
@@ -48,6 +50,7 @@ def statement(plan: "PrivacyPlan", delta: float) -> str:
         f"{' before it is correlated' if plan.noise.bands != 1 else ''}.",
         *_side_lines(plan),
         f"- Sampling: {plan.sampler.assumption}{unclaimed}.",
+        *_shuffling_lines(plan, delta),
         f"- Steps: {plan.steps}. All intermediate models may be published.",
         f"- Epsilon: {rounded_up(epsilon)} at delta {delta:g}, an upper bound computed with {tool(plan)} (dp_accounting "
         f"{_version('dp-accounting')}).",
@@ -58,6 +61,36 @@ def statement(plan: "PrivacyPlan", delta: float) -> str:
         f"preprocessing) are not counted; and {ideal}.",
     ]
     return "\n".join(lines)
+
+
+def shuffling_gap(plan: "PrivacyPlan", delta: float) -> dict[str, float] | None:
+    r"""What a Poisson accountant would claim for one epoch of shuffled batches at `delta`, and what is known to be true.
+
+    At the `epsilon` that Poisson sampling would have, shuffled batches have a delta of at least `delta_at_least` (Chua et al. 2024). None where no
+    whole epoch is shuffled, or noise is correlated.
+    """
+    sampler = plan.sampler
+    if not isinstance(sampler, ShuffleSampler) or not isinstance(plan.noise, IndependentGaussian):
+        return None
+    batches = sampler.num_examples // sampler.batch_size
+    if plan.steps < batches or batches < 2:
+        return None
+    import dp_accounting as da
+
+    step = da.PoissonSampledDpEvent(1 / batches, da.GaussianDpEvent(plan.noise_multiplier))
+    epsilon = accounting.epsilon(da.SelfComposedDpEvent(step, batches), delta)
+    at_least = accounting.shuffling_lower_bound(plan.noise_multiplier, batches, epsilon)
+    return {"epsilon": epsilon, "delta": delta, "delta_at_least": at_least}
+
+
+def _shuffling_lines(plan: "PrivacyPlan", delta: float) -> list[str]:
+    gap = shuffling_gap(plan, delta)
+    if gap is None or gap["delta_at_least"] <= delta:
+        return []
+    return [
+        f"- Why no amplification is claimed: one epoch of Poisson samples would have epsilon {gap['epsilon']:.4g} at delta {delta:g}; of "
+        f"shuffled batches delta at that epsilon is known to be at least {gap['delta_at_least']:.3g} (Chua et al. 2024)."
+    ]
 
 
 def tool(plan: "PrivacyPlan") -> str:
@@ -133,6 +166,7 @@ def report(plan: "PrivacyPlan", delta: float) -> dict[str, Any]:
             "min_separation": plan.sampler.participation.min_separation,
             "max_participations": plan.sampler.participation.max_participations,
         },
+        "shuffling_gap": shuffling_gap(plan, delta),
         "advantage": curve.advantage,
         "true_positive_rate": {f"{rate:g}": float(curve.true_positive_rate(rate)) for rate in rates},
         "epsilon_after_steps": {str(n): plan.epsilon(delta, n) for n in steps},
