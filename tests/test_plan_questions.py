@@ -147,5 +147,10 @@ def test_adjacencies_are_compared():
     twice = dpx.PrivacyPlan(shuffled.sampler, CLIP, dpx.IndependentGaussian(2.0), adjacency="replace_special")
     found = shuffled.epsilon_by_adjacency(1e-3)
     assert set(found) == {"replace_one", "replace_special"} and found["replace_one"] == twice.epsilon(1e-3)
+    # Rényi accounting doubles the distance too, where it accounts for replacement at all
+    renyi = dpx.PrivacyPlan(shuffled.sampler, CLIP, shuffled.noise, adjacency="replace_one", accountant="rdp")
+    assert found["replace_one"] <= renyi.epsilon(1e-3) <= 1.3 * found["replace_one"]
+    with pytest.raises(ValueError, match="accountant='rdp'"):
+        dpx.PrivacyPlan(plan.sampler, CLIP, plan.noise, adjacency="replace_one", accountant="rdp")
     discrete = dpx.PrivacyPlan(dpx.PoissonSampler(100, 10, 4), CLIP, dpx.DiscreteGaussian(8.0), accountant="rdp")
     assert set(discrete.epsilon_by_adjacency(1e-3)) == {"add_or_remove_one", "replace_special"}

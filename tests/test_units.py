@@ -154,11 +154,24 @@ def test_user_batches_without_a_proper_axis_are_refused():
     with pytest.raises(ValueError, match="two leading axes"):
         private_grad.clipped_sum(model, (x, np.arange(4)))
     with pytest.raises(ValueError, match=r"shape \(users, examples\) = \(4, 3\)"):
-        private_grad.clipped_sum(model, (x, y), mask=mask[0])
+        private_grad.clipped_sum(model, (x, y), mask=mask[0])  # of three, for four users
     with pytest.raises(ValueError, match="boolean"):
         private_grad.clipped_sum(model, (x, y), mask=mask.astype(np.float32))
     with pytest.raises(ValueError, match=r"within_user"):
         dpx.PrivateGradient(loss, CLIP, QUIET, unit="user", within_user="max")
+
+
+def test_users_that_are_rows_need_no_second_axis_in_the_mask():
+    model = make_model()
+    batch, _ = users_batch()
+    plan = dpx.dp_sgd(4, 2, 3, noise_multiplier=1.0, clipping=CLIP, unit="user")
+    private_grad = plan.private_gradient(loss)
+    whole = np.array([True, False, True, True])
+    total = private_grad.clipped_sum(model, batch, mask=whole).reveal()
+    expected = user_total(model, batch, np.repeat(whole[:, None], 3, axis=1), "mean")
+    assert_trees_close(total, expected)
+    for padded, mask in plan.batches(batch, seed=0):  # as a plan's batches are
+        private_grad(model, padded, private_grad.init(model), mask=mask)
 
 
 def test_a_plan_for_users_runs_from_rows_to_gradients():

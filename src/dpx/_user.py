@@ -67,6 +67,8 @@ def check_user_batch(batch: tuple[Any, ...], users: int, mask: Any) -> tuple[tup
     shape = (users, next(iter(lengths.values())))
     if mask is None:
         mask = jnp.ones(shape, bool)
+    elif eqx.is_array(mask) and mask.shape == (users,):  # which users are real, all of their examples being so
+        mask = jnp.broadcast_to(check_mask(mask, users)[:, None], shape)
     elif not (eqx.is_array(mask) and mask.shape == shape):
         raise ValueError(
             f"With `unit='user'`, `mask` must be a boolean array of shape (users, examples) = {shape}, True for real examples; got "
