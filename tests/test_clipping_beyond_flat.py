@@ -204,6 +204,20 @@ def test_a_count_moves_by_one_half_and_is_divided_by_the_expected_batch():
     assert fraction(np.zeros(6, bool)) == pytest.approx(0.0, abs=1e-6)  # an empty batch says nothing
 
 
+def test_guarantee_an_adapted_norm_leaves_the_sensitivity_as_it_is():
+    clipping = dpx.AdaptiveClipping([0.3, 0.4])
+    sizes = np.logspace(-3, 3, 25)
+    for now in ([0.3, 0.4], [7.0, 0.01], [1e-3, 50.0]):
+        state = eqx.tree_at(lambda s: s.norms, clipping.init([jnp.zeros(1)] * 2), jnp.array(now))
+        norms = jnp.asarray(np.stack([sizes, sizes[::-1]], axis=1), jnp.float32)
+        contributed = np.asarray(norms * clipping.factors(norms, state), np.float64)
+        # what the noise is added to is bounded by the norm that the noise was scaled for
+        assert np.sqrt((contributed**2).sum(1)).max() <= float(clipping.sensitivity) * BOUND
+        assert (contributed.max(0) >= np.array([0.3, 0.4]) * (1 - 1e-5)).all()
+        published = contributed * np.asarray(clipping.rescale(state), np.float64)
+        np.testing.assert_allclose(published, np.minimum(np.asarray(norms), np.array(now)), rtol=1e-5)
+
+
 def test_the_adapted_norm_is_used_and_noise_follows_it(model):
     clipping = dpx.AdaptiveClipping(0.5, learning_rate=1.0, count_noise_multiplier=100.0)
     private_grad = dpx.PrivateGradient(loss, clipping, dpx.IndependentGaussian(1.0), normalizer=8.0)
