@@ -154,3 +154,11 @@ def test_adjacencies_are_compared():
         dpx.PrivacyPlan(plan.sampler, CLIP, plan.noise, adjacency="replace_one", accountant="rdp")
     discrete = dpx.PrivacyPlan(dpx.PoissonSampler(100, 10, 4), CLIP, dpx.DiscreteGaussian(8.0), accountant="rdp")
     assert set(discrete.epsilon_by_adjacency(1e-3)) == {"add_or_remove_one", "replace_special"}
+
+
+@pytest.mark.slow
+def test_a_simulated_plan_says_so_and_reports_once():
+    plan = dpx.PrivacyPlan(dpx.MinSepSampler(200, 10, 12, 4), CLIP, dpx.IndependentGaussian(2.0))
+    report = plan.report(1e-3)
+    assert "simulation" in report["tool"] and "simulation" in report["statement"]
+    assert list(report["epsilon_after_steps"]) == ["12"] and report["epsilon"] == plan.epsilon(1e-3)

@@ -132,7 +132,7 @@ def report(plan: "PrivacyPlan", delta: float) -> dict[str, Any]:
         return {"is_private": False, "statement": _NOT_PRIVATE, "versions": versions()}
     curve = plan.trade_off()
     rates = np.array([1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 0.5])
-    steps = sorted({max(1, round(plan.steps * k / 8)) for k in range(1, 9)})
+    steps = _milestones(plan, 8)
     return {
         "is_private": True,
         "epsilon": plan.epsilon(delta),
@@ -193,7 +193,7 @@ def plot(plan: "PrivacyPlan", path: Any, delta: float) -> Path:
     left.plot([0, 1], [0, 1], ":", color="gray", label="guessing")
     left.set(xlabel="false-positive rate", ylabel="true-positive rate", title=f"advantage ≤ {curve.advantage:.3f}")
     left.legend()
-    steps = sorted({max(1, round(plan.steps * k / 10)) for k in range(1, 11)})
+    steps = _milestones(plan, 10)
     middle.plot([0, *steps], [0.0, *(plan.epsilon(delta, n) for n in steps)], "o-", markersize=3)
     middle.set(xlabel="step", ylabel="epsilon spent", title=f"delta = {delta:g}")
     known = [(e, d) for e, d in zip(curve.epsilons, curve.deltas, strict=True) if d > 0]
@@ -201,6 +201,13 @@ def plot(plan: "PrivacyPlan", path: Any, delta: float) -> Path:
     right.set(xlabel="epsilon", ylabel="delta", title="privacy profile")
     kind = Path(path).suffix.lstrip(".") or "png"
     return write_atomically(path, lambda half: figure.savefig(half, format=kind, dpi=120))
+
+
+def _milestones(plan: "PrivacyPlan", number: int) -> list[int]:
+    """Steps at which epsilon is reported: the last alone, where each would need a simulation of its own."""
+    if is_monte_carlo(plan.event):
+        return [plan.steps]
+    return sorted({max(1, round(plan.steps * k / number)) for k in range(1, number + 1)})
 
 
 def rounded_up(epsilon: float) -> str:
