@@ -91,6 +91,26 @@ def test_counts_are_paid_for_every_participation_of_an_event():
         )
 
 
+def test_guarantee_noise_on_integers_never_pays_for_counts():
+    # its scale multiplies signal and noise alike, so that raising it would leave the stated multiplier short
+    clipping, noise = dpx.AdaptiveClipping(1.0, count_noise_multiplier=2.5), dpx.DiscreteGaussian(4.0)
+    with pytest.raises(ValueError, match="cannot make room for the private counts"):
+        dpx.PrivateGradient(loss, clipping, noise)
+    with pytest.raises(ValueError, match="IndependentGaussian"):
+        dpx.PrivacyPlan(dpx.PoissonSampler(100, 10, 5), clipping, noise, accountant="rdp")
+
+
+@pytest.mark.parametrize(
+    "noise", [dpx.IndependentGaussian(4.0), dpx.CorrelatedGaussian(dpx.BandedToeplitz([1.0, 0.5]), 4.0)]
+)
+def test_what_counts_cost_is_added_as_noise_and_never_to_the_signal(noise):
+    clipping = dpx.AdaptiveClipping(1.0, count_noise_multiplier=2.5)
+    scale = joint_scale(clipping, noise, 1, dpx.Participation(1, 1))
+    zero, ones = jnp.zeros(50), jnp.ones(50)
+    run = lambda total: noise.step(total, scale, jax.random.key(0), jnp.int32(0), noise.init(total))[0]
+    np.testing.assert_allclose(run(ones) - run(zero), ones, atol=1e-5)
+
+
 def test_metrics_add_to_the_cost_and_are_released_in_the_state(model, batch):
     plan = dpx.dp_sgd(100, 10, 5, noise_multiplier=1.0)
     mean = dpx.metrics.Mean("losses", low=0.0, high=2.0, noise_multiplier=4.0)

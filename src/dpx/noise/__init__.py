@@ -5,6 +5,7 @@ from ._correlated import CorrelatedGaussian as CorrelatedGaussian
 from ._discrete import DiscreteGaussian as DiscreteGaussian
 from ._gaussian import IndependentGaussian as IndependentGaussian
 from ._joint import (
+    check_integer_noise as check_integer_noise,
     check_joint_noise as check_joint_noise,
     joint_scale as joint_scale,
     queries_per_event as queries_per_event,

@@ -16,7 +16,7 @@ from .._types import RealScalarLike
 from ..accounting import AccountantName, Adjacency, TradeOffCurve
 from ..clipping import AbstractClipping, NoClipping
 from ..metrics import AbstractMetric
-from ..noise import AbstractIntegerNoise, AbstractNoise, check_joint_noise, queries_per_event
+from ..noise import AbstractIntegerNoise, AbstractNoise, check_integer_noise, check_joint_noise, queries_per_event
 from ..private_gradient import PrivateGradient
 from ..private_sum import PrivateSum
 from ..random import fresh_seed
@@ -78,6 +78,7 @@ class PrivacyPlan(eqx.Module):
         metrics: dict[str, Any] | None = None,
     ):
         accounting.check_adjacency(adjacency)
+        check_integer_noise(clipping, noise)
         if isinstance(noise, AbstractIntegerNoise):
             if adjacency == "replace_one":
                 raise ValueError(
