@@ -1,7 +1,11 @@
 """How much one example may contribute."""
 
 from ._adaptive import AdaptiveClipping as AdaptiveClipping, AdaptiveClippingState as AdaptiveClippingState
-from ._base import AbstractClipping as AbstractClipping, AbstractStatelessClipping as AbstractStatelessClipping
+from ._base import (
+    AbstractClipping as AbstractClipping,
+    AbstractOneGroupClipping as AbstractOneGroupClipping,
+    AbstractStatelessClipping as AbstractStatelessClipping,
+)
 from ._flat import FlatClipping as FlatClipping
 from ._group import GroupClipping as GroupClipping
 from ._hard_threshold import HardThresholdClipping as HardThresholdClipping

@@ -4,6 +4,7 @@ import abc
 from typing import TypeVar
 
 import equinox as eqx
+import jax
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from .._types import Params
@@ -83,3 +84,13 @@ class AbstractStatelessClipping(AbstractClipping):
     ) -> State:
         del norms, mask, expected_batch_size, key
         return state
+
+
+class AbstractOneGroupClipping(AbstractStatelessClipping):
+    """Clipping that knows the whole gradient's norm and nothing else."""
+
+    def labels(self, params: Params) -> tuple[int, ...]:
+        return (0,) * len(jax.tree.leaves(params))
+
+    def rescale(self, state: PyTree) -> None:
+        del state

@@ -1,13 +1,12 @@
 """One clip norm for the whole gradient."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import is_traced, positive_scalar
-from .._types import Params, RealScalarLike
-from ._base import AbstractStatelessClipping
+from .._types import RealScalarLike
+from ._base import AbstractOneGroupClipping
 
 # Within these a float32 sum of squares neither overflows before nor underflows at the clip norm.
 SMALLEST, LARGEST = 1e-12, 1e15
@@ -21,7 +20,7 @@ def check_norm(call: str, norm: Float[Array, ""]) -> None:
         )
 
 
-class FlatClipping(AbstractStatelessClipping):
+class FlatClipping(AbstractOneGroupClipping):
     r"""Scales a gradient $g$ down to the clip norm: $g \min(1, C / \|g\|)$.
 
     !!! success "Guarantee"
@@ -58,13 +57,7 @@ class FlatClipping(AbstractStatelessClipping):
     def sensitivity(self) -> Float[Array, ""]:
         return jnp.ones_like(self.norm) if self.unit_norm else self.norm
 
-    def labels(self, params: Params) -> tuple[int, ...]:
-        return (0,) * len(jax.tree.leaves(params))
-
     def factors(self, norms: Float[Array, "batch groups"], state: PyTree) -> Float[Array, "batch groups"]:
         del state
         # the maximum keeps 0 / 0 away, and makes the factor exactly 1 up to the clip norm
         return (1.0 if self.unit_norm else self.norm) / jnp.maximum(norms, self.norm)
-
-    def rescale(self, state: PyTree) -> None:
-        del state

@@ -1,17 +1,16 @@
 """Gradients above a threshold are left out, the others are scaled alike."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import positive_scalar
-from .._types import Params, RealScalarLike
-from ._base import AbstractStatelessClipping
+from .._types import RealScalarLike
+from ._base import AbstractOneGroupClipping
 from ._flat import check_norm
 
 
-class HardThresholdClipping(AbstractStatelessClipping):
+class HardThresholdClipping(AbstractOneGroupClipping):
     r""" "Global clipping": $\frac{C}{Z} g$ if $\|g\| \le Z$, else 0. It never changes a direction or the ratio of two gradients that are kept.
 
     !!! success "Guarantee"
@@ -43,12 +42,6 @@ class HardThresholdClipping(AbstractStatelessClipping):
     def sensitivity(self) -> Float[Array, ""]:
         return self.norm
 
-    def labels(self, params: Params) -> tuple[int, ...]:
-        return (0,) * len(jax.tree.leaves(params))
-
     def factors(self, norms: Float[Array, "batch groups"], state: PyTree) -> Float[Array, "batch groups"]:
         del state
         return jnp.where(norms <= self.threshold, self.norm / self.threshold, 0)
-
-    def rescale(self, state: PyTree) -> None:
-        del state

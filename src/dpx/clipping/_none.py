@@ -1,15 +1,13 @@
 """The non-private baseline."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._types import Params
-from ._base import AbstractStatelessClipping
+from ._base import AbstractOneGroupClipping
 
 
-class NoClipping(AbstractStatelessClipping):
+class NoClipping(AbstractOneGroupClipping):
     """Clips nothing, for a baseline that differs from the private run in nothing else.
 
     !!! warning
@@ -28,12 +26,6 @@ class NoClipping(AbstractStatelessClipping):
     def sensitivity(self) -> Float[Array, ""]:
         return jnp.array(jnp.inf, jnp.float32)
 
-    def labels(self, params: Params) -> tuple[int, ...]:
-        return (0,) * len(jax.tree.leaves(params))
-
     def factors(self, norms: Float[Array, "batch groups"], state: PyTree) -> Float[Array, "batch groups"]:
         del state
         return jnp.ones_like(norms)
-
-    def rescale(self, state: PyTree) -> None:
-        del state

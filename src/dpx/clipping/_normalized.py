@@ -1,21 +1,20 @@
 """Clipping without a clip norm to tune: gradients are normalised."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import is_traced, positive_scalar
-from .._types import Params, RealScalarLike
-from ._base import AbstractStatelessClipping
+from .._types import RealScalarLike
+from ._base import AbstractOneGroupClipping
 from ._flat import check_norm
 
 # Below this, squares of single numbers underflow float32 and a norm may be understated; normalising would make the error large.
 _SMALLEST_NORM = 1e-10
 
 
-class NormalizedClipping(AbstractStatelessClipping):
+class NormalizedClipping(AbstractOneGroupClipping):
     r"""Scales every gradient towards one norm: $C g / (\|g\| + \gamma)$, "automatic clipping" (AUTO-S; AUTO-V for $\gamma = 0$).
 
     $C$ only rescales the learning rate, so there is no clip norm to tune; $\gamma$ keeps small gradients smaller than large ones.
@@ -54,13 +53,7 @@ class NormalizedClipping(AbstractStatelessClipping):
     def sensitivity(self) -> Float[Array, ""]:
         return self.norm
 
-    def labels(self, params: Params) -> tuple[int, ...]:
-        return (0,) * len(jax.tree.leaves(params))
-
     def factors(self, norms: Float[Array, "batch groups"], state: PyTree) -> Float[Array, "batch groups"]:
         del state
         is_known = (norms >= _SMALLEST_NORM) | (self.gamma > 0)
         return jnp.where(is_known, self.norm / jnp.where(is_known, norms + self.gamma, 1), 0)
-
-    def rescale(self, state: PyTree) -> None:
-        del state

@@ -1,16 +1,15 @@
 """Per-sample adaptive clipping."""
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import positive_scalar
-from .._types import Params, RealScalarLike
-from ._base import AbstractStatelessClipping
+from .._types import RealScalarLike
+from ._base import AbstractOneGroupClipping
 from ._flat import check_norm
 
 
-class PSACClipping(AbstractStatelessClipping):
+class PSACClipping(AbstractOneGroupClipping):
     r"""Normalises large gradients and damps small ones: $C g / \left(\|g\| + \frac{r}{\|g\| + r}\right)$.
 
     Unlike `NormalizedClipping`, a gradient near zero is not blown up: its weight tends to $C$, not to $C / \gamma$.
@@ -44,12 +43,6 @@ class PSACClipping(AbstractStatelessClipping):
     def sensitivity(self) -> Float[Array, ""]:
         return self.norm
 
-    def labels(self, params: Params) -> tuple[int, ...]:
-        return (0,) * len(jax.tree.leaves(params))
-
     def factors(self, norms: Float[Array, "batch groups"], state: PyTree) -> Float[Array, "batch groups"]:
         del state
         return self.norm / (norms + self.r / (norms + self.r))
-
-    def rescale(self, state: PyTree) -> None:
-        del state
