@@ -60,9 +60,6 @@ def strict(event: Any) -> Any:
             return da.ComposedDpEvent(tuple(strict(e) for e in event.events))  # pyright: ignore[reportArgumentType]
         case CoupledDpEvent():
             return CoupledDpEvent(strict(event.event), float(event.failure_probability))
-        case da.PoissonSampledDpEvent(event=da.dp_event.ZCDpEvent()):
-            # Rényi divergences are jointly quasi-convex, so that sampling, a mixture, cannot do worse than taking part surely
-            return canonical(event.event)
         case da.PoissonSampledDpEvent(event=da.SelfComposedDpEvent() | da.ComposedDpEvent()):
             return da.PoissonSampledDpEvent(float(event.sampling_probability), _folded(event.event))
         case da.SampledWithoutReplacementDpEvent(event=da.SelfComposedDpEvent() | da.ComposedDpEvent()):
@@ -110,6 +107,8 @@ def surrogate(event: Any) -> Any:
             return da.ComposedDpEvent(tuple(surrogate(e) for e in event.events))  # pyright: ignore[reportArgumentType]
         case _events.CoupledDpEvent():
             return surrogate(event.event)
+        case da.PoissonSampledDpEvent(event=da.dp_event.ZCDpEvent(rho=rho)) if rho > 0:
+            return sampled(event.sampling_probability, (2 * rho) ** -0.5, 1)
         case da.TruncatedSubsampledGaussianDpEvent():
             return sampled(event.sampling_probability, event.noise_multiplier, 1)
         case _events.RandomAllocationDpEvent():
