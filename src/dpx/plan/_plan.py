@@ -127,6 +127,7 @@ class PrivacyPlan(eqx.Module):
             )
         self.unit = unit
         self.accountant = accountant  # pyright: ignore[reportAttributeAccessIssue]
+        check_joint_noise(clipping, noise, sampler.steps, sampler.participation_per_event)
 
     @property
     def is_calibrated(self) -> bool:
@@ -260,7 +261,9 @@ class PrivacyPlan(eqx.Module):
             raise ValueError(f"`parameter` must be 'noise_multiplier', 'steps' or 'batch_size'; got {parameter!r}.")
         if not self.is_calibrated:
             raise ValueError(f"`calibrate(parameter={parameter!r})` needs a noise multiplier; this plan has none.")
-        return _search.largest(self, parameter, target)
+        plan = _search.largest(self, parameter, target)
+        check_joint_noise(plan.clipping, plan.noise, plan.steps, plan.sampler.participation_per_event)
+        return plan
 
     def _target(
         self, epsilon: Any, delta: Any, advantage: Any, true_positive_rate: Any, false_positive_rate: Any
@@ -381,15 +384,23 @@ class PrivacyPlan(eqx.Module):
         seed = fresh_seed() if seed is None else check_seed("PrivacyPlan.batches(seed=...)", seed)
         return gather_batches(self.sampler, data, seed=seed, start=start)
 
-    def statement(self, delta: RealScalarLike) -> str:
-        """The privacy statement, in plain English: mechanism, unit, adjacency, sampling, parameters, epsilon, and what is assumed."""
-        delta = probability("PrivacyPlan.statement(delta=...)", delta)
-        return _report.statement(self, delta)
+    def statement(self, delta: RealScalarLike, *, in_clip_norms: bool = False) -> str:
+        r"""The privacy statement, in plain English: mechanism, unit, adjacency, sampling, parameters, epsilon, and what is assumed.
 
-    def report(self, delta: RealScalarLike) -> dict[str, Any]:
-        """What the statement says, the event, curves and versions, as JSON-serialisable data."""
+        Epsilon, delta, noise and rates of attacks are rounded up, so that what is read is a bound and what is run again keeps it.
+
+        **Arguments:**
+
+        - `delta`: $\delta$.
+        - `in_clip_norms`: state the noise in units of the clip norm, where that is not chosen yet: privacy does not depend on it.
+        """
+        delta = probability("PrivacyPlan.statement(delta=...)", delta)
+        return _report.statement(self, delta, in_clip_norms)
+
+    def report(self, delta: RealScalarLike, *, in_clip_norms: bool = False) -> dict[str, Any]:
+        """What the statement says, the event, curves and versions, as JSON-serialisable data; arguments as for `statement`."""
         delta = probability("PrivacyPlan.report(delta=...)", delta)
-        return _report.report(self, delta)
+        return _report.report(self, delta, in_clip_norms)
 
     def plot(self, path: Any, delta: RealScalarLike) -> Path:
         """Writes the trade-off curve, epsilon over steps and delta against epsilon as one figure.
