@@ -153,6 +153,10 @@ class PrivacyPlan(eqx.Module):
         """The DP event of the whole run, derived from the parts."""
         return self._event(self.steps)
 
+    def event_after(self, steps: Any) -> "DpEvent":
+        """The DP event of the first `steps` steps."""
+        return self._event(self._first(positive_int("PrivacyPlan.event_after(steps=...)", steps)))
+
     def epsilon(self, delta: RealScalarLike, steps: Any = None) -> float:
         r"""The $\varepsilon$ that the run has at `delta`, or that its first `steps` steps have spent.
 
@@ -432,7 +436,13 @@ class PrivacyPlan(eqx.Module):
         strategy = getattr(noise, "strategy", None)
         event = self.sampler.event(self.noise.event(multiplier), self.noise.bands, steps, strategy)
         if self.noise.bands != 1 and (costs or self.clipping.side_noise_multipliers):
-            _refuse_side_queries(event)
+            # those of a banded matrix and of single steps are not one Gaussian mechanism if who takes part is drawn
+            sides = [float(side) ** -2 for side in self.clipping.side_noise_multipliers]
+            rest = self.noise_multiplier**-2 - sum(sides)
+            own = (
+                rest**-0.5 if sides and rest > 0 else self.noise_multiplier
+            )  # nothing left: no plan, but a step of a search
+            event = _with_side_queries(event, own, sum(sides) + sum(costs))
         return event
 
     def _first(self, steps: Any) -> int:
@@ -459,11 +469,21 @@ class PrivacyPlan(eqx.Module):
         return dataclasses.replace(self, noise=dataclasses.replace(noise, noise_multiplier=noise_multiplier))
 
 
-def _refuse_side_queries(event: "DpEvent") -> None:
-    from .._events import GaussianMixtureOfBinsDpEvent, MinSepSampledDpEvent
+def _with_side_queries(event: "DpEvent", noise_multiplier: float, side_precision: float) -> "DpEvent":
+    """The event where simulation must know the gradient's own noise multiplier and what else a participation is seen in; raises where nobody
+    knows how to account for that."""
+    import attr
 
-    if isinstance(event, GaussianMixtureOfBinsDpEvent | MinSepSampledDpEvent):
-        raise ValueError(
-            "Nobody can account for adaptive clipping or metrics next to correlated noise under balls-in-bins or b-min-sep sampling. Use "
-            "`CyclicPoissonSampler`, independent noise, or a clip norm that is fixed and no metrics."
-        )
+    from .._events import CoupledDpEvent, GaussianMixtureOfBinsDpEvent, MinSepSampledDpEvent
+
+    match event:
+        case CoupledDpEvent():
+            return attr.evolve(event, event=_with_side_queries(event.event, noise_multiplier, side_precision))
+        case MinSepSampledDpEvent():
+            return attr.evolve(event, noise_multiplier=noise_multiplier, side_precision=side_precision)
+        case GaussianMixtureOfBinsDpEvent():
+            raise ValueError(
+                "Nobody can account for adaptive clipping or metrics next to correlated noise under balls-in-bins sampling. Use "
+                "`CyclicPoissonSampler` or `MinSepSampler`, independent noise, or a clip norm that is fixed and no metrics."
+            )
+    return event
