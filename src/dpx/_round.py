@@ -21,8 +21,8 @@ def round_epsilon(value: float) -> str:
     value = float(value)
     if not math.isfinite(value):
         return "infinity" if value > 0 else str(value)
-    if 0 < value < 0.1:
-        return round_up(value, 4)
+    if 0 < value < 0.1 or value > 1e9:
+        return round_up(value, 4 if value < 1 else 15)
     number = decimal.Decimal(value).quantize(decimal.Decimal("0.0001"), decimal.ROUND_CEILING)
     nearest = f"{value:.4f}"
     return nearest if float(nearest) >= value else f"{number:f}"
