@@ -36,7 +36,7 @@ def test_rounding_has_a_direction(value, digits):
     assert float(below) <= value <= float(above)
     assert float(above) - float(below) <= value * 1.0001 * 10.0 ** (1 - digits)
     assert value <= float(round_epsilon(value)) <= value + 1e-4 + 1e-14 * value
-    assert float(exactly(value)) == value or np.float32(exactly(value)) == np.float32(value)
+    assert float(exactly(value)) == value or float(np.float32(exactly(value))) == value
 
 
 def test_rounding_of_what_is_typed_changes_nothing():

@@ -31,8 +31,9 @@ def round_epsilon(value: float) -> str:
 def exactly(value: float) -> str:
     """The shortest decimal that is read back as the same float32, which is what devices compute with; else as the same float."""
     value = float(value)
-    text = str(np.float32(value))
-    return text.removesuffix(".0") if float(np.float32(value)) == value else f"{value!r}".removesuffix(".0")
+    with np.errstate(over="ignore"):
+        single = np.float32(value)
+    return (str(single) if float(single) == value else repr(value)).removesuffix(".0")
 
 
 def _rounded(value: float, digits: int, rounding: str) -> str:
