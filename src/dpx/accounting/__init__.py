@@ -1,5 +1,6 @@
 """What a plan costs: events, accountants, calibration, trade-off curves."""
 
+from ._accountable import Accountable as Accountable, Release as Release
 from ._accountants import (
     NEIGHBOURS as NEIGHBOURS,
     AccountantName as AccountantName,

@@ -127,6 +127,7 @@ class PrivacyPlan(eqx.Module):
             )
         self.unit = unit
         self.accountant = accountant  # pyright: ignore[reportAttributeAccessIssue]
+        check_joint_noise(clipping, noise, sampler.steps, sampler.participation_per_event)
 
     @property
     def is_calibrated(self) -> bool:
@@ -151,6 +152,10 @@ class PrivacyPlan(eqx.Module):
     def event(self) -> "DpEvent":
         """The DP event of the whole run, derived from the parts."""
         return self._event(self.steps)
+
+    def event_after(self, steps: Any) -> "DpEvent":
+        """The DP event of the first `steps` steps."""
+        return self._event(self._first(positive_int("PrivacyPlan.event_after(steps=...)", steps)))
 
     def epsilon(self, delta: RealScalarLike, steps: Any = None) -> float:
         r"""The $\varepsilon$ that the run has at `delta`, or that its first `steps` steps have spent.
@@ -260,7 +265,9 @@ class PrivacyPlan(eqx.Module):
             raise ValueError(f"`parameter` must be 'noise_multiplier', 'steps' or 'batch_size'; got {parameter!r}.")
         if not self.is_calibrated:
             raise ValueError(f"`calibrate(parameter={parameter!r})` needs a noise multiplier; this plan has none.")
-        return _search.largest(self, parameter, target)
+        plan = _search.largest(self, parameter, target)
+        check_joint_noise(plan.clipping, plan.noise, plan.steps, plan.sampler.participation_per_event)
+        return plan
 
     def _target(
         self, epsilon: Any, delta: Any, advantage: Any, true_positive_rate: Any, false_positive_rate: Any
@@ -381,15 +388,23 @@ class PrivacyPlan(eqx.Module):
         seed = fresh_seed() if seed is None else check_seed("PrivacyPlan.batches(seed=...)", seed)
         return gather_batches(self.sampler, data, seed=seed, start=start)
 
-    def statement(self, delta: RealScalarLike) -> str:
-        """The privacy statement, in plain English: mechanism, unit, adjacency, sampling, parameters, epsilon, and what is assumed."""
-        delta = probability("PrivacyPlan.statement(delta=...)", delta)
-        return _report.statement(self, delta)
+    def statement(self, delta: RealScalarLike, *, in_clip_norms: bool = False) -> str:
+        r"""The privacy statement, in plain English: mechanism, unit, adjacency, sampling, parameters, epsilon, and what is assumed.
 
-    def report(self, delta: RealScalarLike) -> dict[str, Any]:
-        """What the statement says, the event, curves and versions, as JSON-serialisable data."""
+        Epsilon, delta, noise and rates of attacks are rounded up, so that what is read is a bound and what is run again keeps it.
+
+        **Arguments:**
+
+        - `delta`: $\delta$.
+        - `in_clip_norms`: state the noise in units of the clip norm, where that is not chosen yet: privacy does not depend on it.
+        """
+        delta = probability("PrivacyPlan.statement(delta=...)", delta)
+        return _report.statement(self, delta, in_clip_norms)
+
+    def report(self, delta: RealScalarLike, *, in_clip_norms: bool = False) -> dict[str, Any]:
+        """What the statement says, the event, curves and versions, as JSON-serialisable data; arguments as for `statement`."""
         delta = probability("PrivacyPlan.report(delta=...)", delta)
-        return _report.report(self, delta)
+        return _report.report(self, delta, in_clip_norms)
 
     def plot(self, path: Any, delta: RealScalarLike) -> Path:
         """Writes the trade-off curve, epsilon over steps and delta against epsilon as one figure.
@@ -421,7 +436,13 @@ class PrivacyPlan(eqx.Module):
         strategy = getattr(noise, "strategy", None)
         event = self.sampler.event(self.noise.event(multiplier), self.noise.bands, steps, strategy)
         if self.noise.bands != 1 and (costs or self.clipping.side_noise_multipliers):
-            _refuse_side_queries(event)
+            # those of a banded matrix and of single steps are not one Gaussian mechanism if who takes part is drawn
+            sides = [float(side) ** -2 for side in self.clipping.side_noise_multipliers]
+            rest = self.noise_multiplier**-2 - sum(sides)
+            own = (
+                rest**-0.5 if sides and rest > 0 else self.noise_multiplier
+            )  # nothing left: no plan, but a step of a search
+            event = _with_side_queries(event, own, sum(sides) + sum(costs))
         return event
 
     def _first(self, steps: Any) -> int:
@@ -448,11 +469,21 @@ class PrivacyPlan(eqx.Module):
         return dataclasses.replace(self, noise=dataclasses.replace(noise, noise_multiplier=noise_multiplier))
 
 
-def _refuse_side_queries(event: "DpEvent") -> None:
-    from .._events import GaussianMixtureOfBinsDpEvent, MinSepSampledDpEvent
+def _with_side_queries(event: "DpEvent", noise_multiplier: float, side_precision: float) -> "DpEvent":
+    """The event where simulation must know the gradient's own noise multiplier and what else a participation is seen in; raises where nobody
+    knows how to account for that."""
+    import attr
 
-    if isinstance(event, GaussianMixtureOfBinsDpEvent | MinSepSampledDpEvent):
-        raise ValueError(
-            "Nobody can account for adaptive clipping or metrics next to correlated noise under balls-in-bins or b-min-sep sampling. Use "
-            "`CyclicPoissonSampler`, independent noise, or a clip norm that is fixed and no metrics."
-        )
+    from .._events import CoupledDpEvent, GaussianMixtureOfBinsDpEvent, MinSepSampledDpEvent
+
+    match event:
+        case CoupledDpEvent():
+            return attr.evolve(event, event=_with_side_queries(event.event, noise_multiplier, side_precision))
+        case MinSepSampledDpEvent():
+            return attr.evolve(event, noise_multiplier=noise_multiplier, side_precision=side_precision)
+        case GaussianMixtureOfBinsDpEvent():
+            raise ValueError(
+                "Nobody can account for adaptive clipping or metrics next to correlated noise under balls-in-bins sampling. Use "
+                "`CyclicPoissonSampler` or `MinSepSampler`, independent noise, or a clip norm that is fixed and no metrics."
+            )
+    return event
