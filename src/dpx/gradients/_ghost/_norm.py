@@ -102,7 +102,8 @@ def recomputed_norm(terms: list[Term], axis: int, pieces: int) -> Bounded:
 
 def _twice_rounded(terms: list[Term]) -> Float[Array, " batch"]:
     scaled, shift = _normalised(terms)
-    longest = _over_common(functools.reduce(jnp.add, [_lengths(term) for term in scaled]))
+    # terms may have different batch axes
+    longest = functools.reduce(jnp.add, [_over_common(_lengths(term)) for term in scaled])
     added = 2 * (sum(map(roundings, terms)) + len(terms)) * UNIT * _length_rounding(terms)
     return times_power(added * longest, shift).astype(jnp.float32)
 
@@ -116,10 +117,10 @@ def _length_rounding(terms: list[Term]) -> float:
         own = lambda axes: tuple(length[j] for j in axes if j != "b" and j not in (*common, *sequence(term)))
         left = rounded(own(term.a_axes)) if isinstance(term, Outer) else 1
         seq = additions(tuple(length[j] for j in sequence(term)))
-        return left * rounded(own(term.y_axes)) * (1 + (seq + 2) * UNIT)
+        over_common = rounded(tuple(length[j] for j in common))
+        return left * rounded(own(term.y_axes)) * (1 + (seq + 2) * UNIT) * over_common
 
-    common = tuple(terms[0].shape[j] for j in features(terms[0])[0])
-    return max(map(one, terms)) * rounded(common) * (1 + len(terms) * UNIT)
+    return max(map(one, terms)) * (1 + len(terms) * UNIT)
 
 
 def _flushed(term: Term) -> float:
