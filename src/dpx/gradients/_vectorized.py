@@ -58,9 +58,9 @@ class Vectorized(AbstractGradientMethod):
             safe = [at_most(norm, g.shape[1:], order) for norm, g in zip(found, leaves, strict=True)]
             weights, keep = clip_weights(grouped_norms(safe, labels, order), mask, factors)
             if quantise is None:
-                sums = [weighted_sum(g, weights[:, label], keep) for g, label in zip(leaves, labels, strict=True)]
+                sums = [weighted_sum(g, weights[:, :, label], keep) for g, label in zip(leaves, labels, strict=True)]
             else:
-                terms = [weighted(g, weights[:, label], keep) for g, label in zip(leaves, labels, strict=True)]
+                terms = [weighted(g, weights[:, :, label], keep) for g, label in zip(leaves, labels, strict=True)]
                 sums = [jnp.sum(v, axis=0, dtype=jnp.int32) for v in quantise(terms)]
             return ClippedSum(jax.tree.unflatten(treedef, sums), norms, losses, aux)
 

@@ -74,7 +74,7 @@ def one_pass(
 
     def sums(captured, cotangents, direct, kept, weights, keep, leaves):
         terms = _terms(plan, captured, cotangents)
-        column = lambda leaf: weights[:, clip.labels[leaf]]
+        column = lambda leaf: weights[:, :, clip.labels[leaf]]
         bases = [
             weighted_sum(kept[k], column(group.leaf), keep)
             if k in kept
@@ -126,7 +126,7 @@ def two_passes(
                     lambda: (zero, zero, add()),
                 )
 
-            column = lambda leaf: weights[:, clip.labels[leaf]]
+            column = lambda leaf: weights[:, :, clip.labels[leaf]]
             found, bases, rest, measured = [], [], {}, {}
             for group in plan.groups:
                 parts = [terms[k] for k in group.sites]
@@ -152,9 +152,9 @@ def two_passes(
         return (weights, keep, sums), (norms, losses, aux)
 
     groups = max(clip.labels) + 1
-    start = jnp.zeros((batch, groups), jnp.float32), jnp.zeros(batch, bool)
+    start = jnp.zeros((2, batch, groups), jnp.float32), jnp.zeros(batch, bool)
     if axis is not None:
-        start = jax.reshard(start, PartitionSpec(axis))
+        start = jax.reshard(start[0], PartitionSpec(None, axis)), jax.reshard(start[1], PartitionSpec(axis))
     closed, struct = jax.make_jaxpr(turn, return_shape=True)(jnp.array(True), *start)
     carried, treedef = jax.tree.structure(struct[0]).num_leaves, jax.tree.structure(struct)
     again = jex.jaxpr_as_fun(closed)

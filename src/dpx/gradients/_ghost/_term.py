@@ -287,7 +287,7 @@ def _drop(ids, size):
     return jnp.where(ids < 0, size, ids)
 
 
-def total(term: Term, weights: Float[Array, " batch"], keep: Bool[Array, " batch"]) -> Array:
+def total(term: Term, weights: Float[Array, "2 batch"], keep: Bool[Array, " batch"]) -> Array:
     """The sum over examples of weight times gradient, with the axes of the base. Where `keep` is false nothing is added, whatever it is."""
     term = balanced(term)
 
@@ -299,7 +299,8 @@ def total(term: Term, weights: Float[Array, " batch"], keep: Bool[Array, " batch
 
     def scale(x, axes):
         x = wide(x)
-        return jnp.where(along(x, axes, keep), x * along(x, axes, weights.astype(x.dtype)), jnp.zeros((), x.dtype))
+        first, second = (along(x, axes, w.astype(x.dtype)) for w in weights)
+        return jnp.where(along(x, axes, keep), x * first * second, jnp.zeros((), x.dtype))
 
     # weights may be as small as gradients are large: only beside the whole size of the gradient do they not underflow
     if isinstance(term, Outer):
