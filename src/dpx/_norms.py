@@ -19,7 +19,7 @@ from ._tree import pairwise_sum, wide
 
 UNIT = 2.0**-24
 # At most so many numbers are added up in an order that the compiler chooses.
-_GROUP = 256
+_GROUP = 1024
 # So many slices are added up at once, in an order that is written down.
 _SLICES = 16
 # Squares of a gradient that overflow are computed again, of the gradient times this.

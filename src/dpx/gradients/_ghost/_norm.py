@@ -16,16 +16,15 @@ lengths. What is relative to the norm itself is left to `clip_weights`. docs/gho
 
 import functools
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from ..._norms import UNIT, additions, at_most, combined, exponent, norms_of, ordered_sum, rounded, times_power
-from ..._tree import wide
+from ..._norms import UNIT, additions, at_most, combined, norms_of, ordered_sum, rounded, times_power
+from ..._tree import expand_like, wide
 from ._term import (
     Outer,
     Rows,
@@ -37,12 +36,13 @@ from ._term import (
     instantiate,
     restrict,
     roundings,
+    row_exponents,
     sequence,
     sizes,
 )
 
 # (features multiplied at once, numbers added at once): the first whose rounding stays small beside a norm that does not cancel
-_SPLITS = ((None, 256), (256, 64), (64, 32))
+_SPLITS = ((None, 1024), (256, 64), (64, 32))
 _SMALL = 2.0**-7
 
 Bounded = tuple[Float[Array, " batch"], Float[Array, " batch"]]
@@ -51,9 +51,8 @@ Bounded = tuple[Float[Array, " batch"], Float[Array, " batch"]]
 def outer_norm(term: Term) -> Bounded:
     """Without a sequence. Batch axes of the product are summed over."""
     assert isinstance(term, Outer)
-    (scaled,), shift = _normalised([term])
-    lengths = _lengths(scaled)
-    norm = times_power(_over_common(lengths), shift)
+    longest, shift = _longest([term])
+    norm = times_power(longest, shift)
     return norm, norm * _length_rounding([term]) + _flushed(term)
 
 
@@ -101,9 +100,7 @@ def recomputed_norm(terms: list[Term], axis: int, pieces: int) -> Bounded:
 
 
 def _twice_rounded(terms: list[Term]) -> Float[Array, " batch"]:
-    scaled, shift = _normalised(terms)
-    # terms may have different batch axes
-    longest = functools.reduce(jnp.add, [_over_common(_lengths(term)) for term in scaled])
+    longest, shift = _longest(terms)
     added = 2 * (sum(map(roundings, terms)) + len(terms)) * UNIT * _length_rounding(terms)
     return times_power(added * longest, shift).astype(jnp.float32)
 
@@ -128,17 +125,46 @@ def _flushed(term: Term) -> float:
     return math.sqrt(math.prod(term.shape)) * 2.0**-62
 
 
+def _shift(terms: list[Term]) -> Int[Array, " batch"]:
+    """The exponent of each example's largest product of two numbers, at most two too large."""
+    powers = []
+    for term in terms:
+        kept = ("b", *features(term)[0], *sequence(term))
+        power = row_exponents(term, "y", kept)
+        if isinstance(term, Outer):
+            power = power + row_exponents(term, "a", kept)
+        powers.append(jnp.max(power, axis=tuple(range(1, power.ndim)), initial=-126))
+    return jnp.clip(functools.reduce(jnp.maximum, powers), -126, 126)
+
+
 def _normalised(terms: list[Term]) -> tuple[list[Term], Array]:
     """Balanced terms whose largest product of two numbers is about one, and the power of two that they were divided by, for each example."""
-    terms = [balanced(term) for term in terms]
-    shifts = [exponent(t.y, tuple(k for k, label in enumerate(t.y_axes) if label != "b")) for t in terms]
-    shift = functools.reduce(jnp.maximum, shifts)
+    shift = _shift(terms)
 
     def divide(term: Term) -> Term:
         column = jnp.expand_dims(shift, tuple(k for k, label in enumerate(term.y_axes) if label != "b"))
         return eqx.tree_at(lambda t: t.y, term, times_power(wide(term.y), -column))
 
-    return [divide(term) for term in terms], shift
+    return [divide(balanced(term)) for term in terms], shift
+
+
+def _longest(terms: list[Term]) -> tuple[Float[Array, " batch"], Array]:
+    """$L$, divided by a power of two, and that power; nothing as large as the factors is written."""
+    shift = _shift(terms)
+
+    def one(term: Term) -> Array:
+        kept = ("b", *features(term)[0], *sequence(term))
+        power = row_exponents(term, "y", kept)
+        size = _sizes(term, "y", kept, power)
+        if isinstance(term, Outer):
+            left = row_exponents(term, "a", kept)
+            size, power = size * _sizes(term, "a", kept, left), power + left
+        # the power of a product is never above that of the largest
+        size = times_power(size, jnp.clip(power - expand_like(shift, power), -126, 126))
+        return _over_common(_summed(term, size))
+
+    # terms may have different batch axes
+    return functools.reduce(jnp.add, map(one, terms)), shift
 
 
 def _over_common(lengths: Float[Array, "batch *common"]) -> Float[Array, " batch"]:
@@ -243,19 +269,32 @@ def _gram(x: Array, y: Array, chunk: int | None) -> Float[Array, "batch common s
 
 def _lengths(term: Term) -> Float[Array, "batch *common"]:
     r"""$\sum_s \|A_s\| \|Y_s\|$."""
+    kept = ("b", *features(term)[0], *sequence(term))
+    lengths = _sizes(term, "y", kept)
+    if isinstance(term, Outer):
+        lengths = lengths * _sizes(term, "a", kept)
+    return _summed(term, lengths)
+
+
+def _sizes(term: Term, side: str, kept: tuple, power: Array | None = None) -> Float[Array, "batch *positions"]:
+    """The length of each row of a factor; divided by two to the `power`, if given."""
+    x, axes = getattr(term, side), getattr(term, f"{side}_axes")
+    over = tuple(k for k, label in enumerate(axes) if label not in kept)
+    of = jnp.square
+    if power is not None:
+        left = [label for label in axes if label in kept]
+        down = jnp.expand_dims(jnp.transpose(-power, [kept.index(label) for label in left]), over)
+        of = lambda part: jnp.square(times_power(part, down))
+    lengths = jnp.sqrt(ordered_sum(x, over, of))
+    left = [label for label in axes if label in kept]
+    return jnp.transpose(lengths, [left.index(label) for label in kept])
+
+
+def _summed(term: Term, lengths: Array) -> Float[Array, "batch *common"]:
+    """The sum over the sequence; ids out of range are no rows."""
     common, _, _ = features(term)
     kept = ("b", *common, *sequence(term))
-    over = lambda axes: tuple(k for k, label in enumerate(axes) if label not in kept)
-    in_order = lambda x, axes: jnp.transpose(x, [axes.index(label) for label in kept])
-
-    def size(x: Any, axes: tuple) -> Array:
-        left = tuple(label for label in axes if label in kept)
-        return in_order(jnp.sqrt(ordered_sum(x, over(axes), jnp.square)), left)
-
-    lengths = size(term.y, term.y_axes)
-    if isinstance(term, Outer):
-        lengths = lengths * size(term.a, term.a_axes)
-    else:
-        ids = in_order(term.ids, term.ids_axes)
+    if isinstance(term, Rows):
+        ids = jnp.transpose(term.ids, [term.ids_axes.index(label) for label in kept])
         lengths = jnp.where((ids >= 0) & (ids < term.shape[term.axis]), lengths, 0)
     return ordered_sum(lengths, tuple(range(1 + len(common), len(kept))))

@@ -175,12 +175,11 @@ def canonical(term: Term, left: tuple[int, ...]) -> tuple[Array, Array]:
     return (a, y) if ours == left else (y, a)
 
 
-def row_exponents(term: Outer) -> Int[Array, "batch *positions"]:
-    """The exponent of the largest number of each row of the left factor."""
-    common, _, _ = features(term)
-    kept = ("b", *common, *sequence(term))
-    powers = exponent(term.a, tuple(k for k, label in enumerate(term.a_axes) if label not in kept))
-    left = [label for label in term.a_axes if label in kept]
+def row_exponents(term: Term, side: str, kept: tuple[Label, ...]) -> Int[Array, "batch *positions"]:
+    """The exponent of the largest number in each row of a factor, `"a"` or `"y"`; axes are `kept`, in that order."""
+    x, axes = getattr(term, side), getattr(term, f"{side}_axes")
+    powers = exponent(x, tuple(k for k, label in enumerate(axes) if label not in kept))
+    left = [label for label in axes if label in kept]
     return jnp.transpose(powers, [left.index(label) for label in kept])
 
 
@@ -194,7 +193,7 @@ def balanced(term: Term) -> Term:
         return term
     common, _, _ = features(term)
     kept = ("b", *common, *sequence(term))
-    powers = row_exponents(term)
+    powers = row_exponents(term, "a", kept)
     # bfloat16 has the exponents of float32, float16 has not
     a = term.a if term.a.dtype == jnp.bfloat16 else wide(term.a)
 
