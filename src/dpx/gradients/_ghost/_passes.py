@@ -78,7 +78,7 @@ def one_pass(
         bases = [
             weighted_sum(kept[k], column(group.leaf), keep)
             if k in kept
-            else _total([terms[j] for j in group.sites], column(group.leaf), keep)
+            else _total(group, [terms[j] for j in group.sites], column(group.leaf), keep)
             for k, group in enumerate(plan.groups)
         ]
         rest = {k: weighted_sum(grads, column(k), keep) for k, grads in direct.items()}
@@ -131,7 +131,7 @@ def two_passes(
             for group in plan.groups:
                 parts = [terms[k] for k in group.sites]
                 measure = functools.partial(_measure, group, parts)
-                add = functools.partial(_total, parts, column(group.leaf), keep)
+                add = functools.partial(_total, group, parts, column(group.leaf), keep)
                 norm, safe, base = either(measure, add)
                 found.append((norm, safe))
                 bases.append(base)
@@ -245,8 +245,9 @@ def _by_leaf(plan: Plan, number: int, order: int, batch: int, found: list[Bounde
     return [tuple(map(join, zip(*leaf, strict=True))) if leaf else (zero, zero) for leaf in parts]
 
 
-def _total(parts: list[Term], column: Array, keep: Array) -> Array:
-    return functools.reduce(jnp.add, [total(part, column, keep) for part in parts])
+def _total(group: Group, parts: list[Term], column: Array, keep: Array) -> Array:
+    may_cancel = group.rule != OUTER
+    return functools.reduce(jnp.add, [total(part, column, keep, may_cancel) for part in parts])
 
 
 def _assemble(plan: Plan, leaves: list[Array], bases: list[Array], direct: dict[int, Array]) -> list[Array]:

@@ -286,9 +286,16 @@ def _drop(ids, size):
     return jnp.where(ids < 0, size, ids)
 
 
-def total(term: Term, weights: Float[Array, "2 batch"], keep: Bool[Array, " batch"]) -> Array:
-    """The sum over examples of weight times gradient, with the axes of the base. Where `keep` is false nothing is added, whatever it is."""
-    term = balanced(term)
+def total(
+    term: Term, weights: Float[Array, "2 batch"], keep: Bool[Array, " batch"], may_cancel: bool = True
+) -> Array:
+    """The sum over examples of weight times gradient, with the axes of the base. Where `keep` is false nothing is added, whatever it is.
+
+    Where an example's gradient is more than one product, they may cancel, and none may underflow alone. A single product that underflows is
+    only smaller, and the scaled cotangents are shared with the bias.
+    """
+    if may_cancel:
+        term = balanced(term)
 
     def along(x, axes, column):
         return jnp.expand_dims(column, tuple(k for k, label in enumerate(axes) if label != "b"))
@@ -301,7 +308,6 @@ def total(term: Term, weights: Float[Array, "2 batch"], keep: Bool[Array, " batc
         first, second = (along(x, axes, w.astype(x.dtype)) for w in weights)
         return jnp.where(along(x, axes, keep), x * first * second, jnp.zeros((), x.dtype))
 
-    # weights may be as small as gradients are large: only beside the whole size of the gradient do they not underflow
     if isinstance(term, Outer):
         a, y = drop(term.a, term.a_axes), scale(term.y, term.y_axes)
         return _product(Outer(a, y, term.a_axes, term.y_axes, term.shape), tuple(range(len(term.shape))))
