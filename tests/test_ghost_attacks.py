@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import norm64
 from jax import lax
 
 import dpx
+from conftest import norm64
 from dpx.gradients._ghost import ghost_clipped_sum
 
 BOUND = 1 + 1e-6
@@ -228,7 +228,9 @@ def attack(name, fill_x, fill_y, method, clipping, norm, size, seed):
             true = norm64(gradient(x64, y64, ids[i]), clip.order)
             without = norm64(gradient(np.abs(x64), np.abs(y64), ids[i]), clip.order)
         # far above the clip norm, representable (with its parts), and not the small rest of large terms
-        is_plain = 100 * norm < true < 1e36 and without < 1e36 and true > 0.2 * without and name not in ("direct", "twice")
+        is_plain = (
+            100 * norm < true < 1e36 and without < 1e36 and true > 0.2 * without and name not in ("direct", "twice")
+        )
         if is_plain and np.all(np.abs(x64[x64 != 0]) > 1.2e-38) and np.all(np.abs(y64[y64 != 0]) > 1.2e-38):
             assert size64 >= 0.99 * sensitivity, (i, size64 / sensitivity, true)
     assert worst <= BOUND, worst
@@ -274,11 +276,22 @@ def test_guarantee_bound_under_many_attacks(name, fill_x, fill_y, method, clippi
 CORPUS = {
     "gram of constants, 13 C": ("product", nearly_equal, alternating, "ghost", "flat", 1e-3, (2, 4096, 16), 4),
     "gram of many positions": ("product", nearly_equal, alternating, "ghost", "flat", 1e-3, (64, 1024, 64), 1),
-    "pieces of long sequences, 9 C": ("product", nearly_equal, alternating, "two passes in pieces", "flat", 1e-3, (4096, 16, 16), 2),
+    "pieces of long sequences, 9 C": (
+        "product",
+        nearly_equal,
+        alternating,
+        "two passes in pieces",
+        "flat",
+        1e-3,
+        (4096, 16, 16),
+        2,
+    ),
     "instantiated, long": ("product", nearly_equal, alternating, "ghost", "flat", 1e-3, (4096, 8, 8), 3),
     "underflowing squares, 100 C": ("product", tiny, huge, "ghost", "flat", 1.0, (4, 256, 256), 0),
     "underflowing square, 3 C": ("one position", tiny, huge, "ghost", "flat", 1e-6, (1, 1024, 1), 1),
     "overflowing squares": ("one position", huge, tiny, "ghost", "flat", 1.0, (1, 64, 4), 5),
+    "products beyond float32": ("one position", huge, huge, "ghost", "flat", 1.0, (1, 64, 4), 21),
+    "products beyond float32 in a sequence": ("product", huge, huge, "ghost", "flat", 1.0, (4, 64, 64), 22),
     "rows powers apart": ("product", powers_apart, reversed_powers, "ghost", "flat", 1.0, (64, 64, 64), 6),
     "rows powers apart in pieces": ("product", powers_apart, reversed_powers, "pieces", "flat", 1e-6, (64, 8, 64), 6),
     "complex product, 1000 C": ("complex", normal, normal, "ghost", "flat", 1e-3, (4, 8, 8), 7),

@@ -15,15 +15,16 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree
 
-from ._tree import pairwise_sum, wide
+from ._tree import expand_like, pairwise_sum, wide
 
 UNIT = 2.0**-24
 # At most so many numbers are added up in an order that the compiler chooses.
 _GROUP = 1024
 # So many slices are added up at once, in an order that is written down.
 _SLICES = 16
-# Squares of a gradient that overflow are computed again, of the gradient times this.
-_DOWN = 2.0**-80
+# Squares of a gradient that overflow are computed again, of the gradient divided by two to this power.
+_DOWN = 80
+_NO_POWER = 2000
 
 
 def ordered_sum(
@@ -120,10 +121,15 @@ def norms_of(arrays: list[Inexact[Array, "batch ..."]], order: int) -> list[Floa
     plain = [jnp.sqrt(ordered_sum(x, axes(x), jnp.square)).astype(jnp.float32) for x in arrays]
 
     def again():
-        down = lambda x: jnp.square(x * jnp.asarray(_DOWN, x.dtype))
-        scaled = [jnp.sqrt(ordered_sum(x, axes(x), down)) for x in arrays]
-        larger = [(y / jnp.asarray(_DOWN, y.dtype)).astype(jnp.float32) for y in scaled]
-        return [jnp.where(jnp.isfinite(n), n, m) for n, m in zip(plain, larger, strict=True)]
+        def one(x, norm):
+            # a power that the compiler knew it would square, and the numbers too, which is what overflowed
+            power = jnp.where(jnp.isfinite(norm), 0, -_DOWN)
+            down = lambda part: jnp.square(times_power(part, expand_like(power, part)))
+            # from float64 a norm may be beyond float32: then it is infinite
+            larger = times_power(jnp.sqrt(ordered_sum(x, axes(x), down)), -power).astype(jnp.float32)
+            return jnp.where(jnp.isfinite(norm), norm, larger)
+
+        return [one(x, norm) for x, norm in zip(arrays, plain, strict=True)]
 
     overflows = functools.reduce(jnp.logical_or, [jnp.any(~jnp.isfinite(n)) for n in plain])
     return lax.cond(overflows, again, lambda: plain)
@@ -153,21 +159,28 @@ def combined(norms: list[Float[Array, " batch"]], order: int) -> Float[Array, " 
     return times_power(jnp.sqrt(pairwise_sum(squares)), shift)
 
 
-def grouped_norms(values: list[Float[Array, " batch"]], labels: tuple[int, ...], order: int) -> Float[Array, "batch groups"]:
+def grouped_norms(
+    values: list[Float[Array, " batch"]], labels: tuple[int, ...], order: int
+) -> Float[Array, "batch groups"]:
     """The norms of groups, from those of leaves and the group of each leaf; groups are numbered from zero without gaps."""
     groups = [[v for v, g in zip(values, labels, strict=True) if g == group] for group in range(max(labels) + 1)]
     return jnp.stack([combined(group, order) for group in groups], axis=1)
 
 
 def exponent(x: Float[Array, "..."], axes: tuple[int, ...]) -> Int[Array, "..."]:
-    r"""$\lfloor \log_2 \max |x| \rfloor$ over `axes`, kept within [-126, 126]; -126 for zero."""
+    r"""$\lfloor \log_2 \max |x| \rfloor$ over `axes`, kept within [-126, 126]; a number below -500 for zero, however many powers are added to it."""
     largest = jnp.max(jnp.abs(x), axis=axes, initial=0) if axes else jnp.abs(x)
     # anything beyond float32 is infinite there, and so are its norms
-    bits = lax.bitcast_convert_type(largest.astype(jnp.float32), jnp.int32)
-    return jnp.clip((bits >> 23) - 127, -126, 126)
+    largest = largest.astype(jnp.float32)
+    bits = lax.bitcast_convert_type(largest, jnp.int32)
+    return jnp.where(largest == 0, -_NO_POWER, jnp.clip((bits >> 23) - 127, -126, 126))
 
 
 def times_power(x: Float[Array, "..."], power: Int[Array, "..."]) -> Float[Array, "..."]:
-    r"""$x 2^p$ for $p$ in [-126, 126], exact unless it underflows."""
+    r"""$x 2^p$ for $p$ clipped to [-126, 126], exact unless it underflows; $x$ for the power of zero.
+
+    That is no nicety: of a zero that the compiler knows it computes the square of the product as $0^2 (2^{126})^2$, which is NaN.
+    """
+    power = jnp.where(jnp.abs(power) > 500, 0, jnp.clip(power, -126, 126))
     scale = lax.bitcast_convert_type((power + 127) << 23, jnp.float32)
     return x * scale.astype(x.dtype)

@@ -18,7 +18,6 @@ import functools
 import math
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -52,7 +51,7 @@ def outer_norm(term: Term) -> Bounded:
     """Without a sequence. Batch axes of the product are summed over."""
     assert isinstance(term, Outer)
     longest, shift = _longest([term])
-    norm = times_power(longest, shift)
+    norm = _restored(longest, shift)
     return norm, norm * _length_rounding([term]) + _flushed(term)
 
 
@@ -72,8 +71,8 @@ def gram_norm(terms: list[Term]) -> Bounded:
     norm = jnp.sqrt(jnp.maximum(square, 0))
     safe = jnp.sqrt(jnp.maximum(square, 0) + count * UNIT * reach**2) * (1 + 4 * UNIT) + added * reach
     safe = jnp.minimum(safe, longest * (1 + added))
-    safe = times_power(safe, shift) + _flushed(terms[0])
-    return times_power(norm, shift).astype(jnp.float32), safe.astype(jnp.float32)
+    safe = _restored(safe, shift) + _flushed(terms[0])
+    return _restored(norm, shift), safe
 
 
 def instantiated_norm(terms: list[Term], grads: Float[Array, "batch ..."], is_added: bool) -> Bounded:
@@ -102,7 +101,7 @@ def recomputed_norm(terms: list[Term], axis: int, pieces: int) -> Bounded:
 def _twice_rounded(terms: list[Term]) -> Float[Array, " batch"]:
     longest, shift = _longest(terms)
     added = 2 * (sum(map(roundings, terms)) + len(terms)) * UNIT * _length_rounding(terms)
-    return times_power(added * longest, shift).astype(jnp.float32)
+    return _restored(added * longest, shift)
 
 
 def _length_rounding(terms: list[Term]) -> float:
@@ -133,13 +132,15 @@ def _shift(terms: list[Term]) -> Int[Array, " batch"]:
         power = row_exponents(term, "y", kept)
         if isinstance(term, Outer):
             power = power + row_exponents(term, "a", kept)
-        powers.append(jnp.max(power, axis=tuple(range(1, power.ndim)), initial=-126))
-    return jnp.clip(functools.reduce(jnp.maximum, powers), -126, 126)
+        powers.append(jnp.max(power, axis=tuple(range(1, power.ndim)), initial=-1000))
+    return functools.reduce(jnp.maximum, powers)
 
 
 def _normalised(terms: list[Term]) -> tuple[list[Term], Array]:
     """Balanced terms whose largest product of two numbers is about one, and the power of two that they were divided by, for each example."""
     shift = _shift(terms)
+    # a product beyond 2**127 is infinite already
+    shift = jnp.where(jnp.abs(shift) > 500, 0, jnp.clip(shift, -126, 126))
 
     def divide(term: Term) -> Term:
         column = jnp.expand_dims(shift, tuple(k for k, label in enumerate(term.y_axes) if label != "b"))
@@ -160,11 +161,17 @@ def _longest(terms: list[Term]) -> tuple[Float[Array, " batch"], Array]:
             left = row_exponents(term, "a", kept)
             size, power = size * _sizes(term, "a", kept, left), power + left
         # the power of a product is never above that of the largest
-        size = times_power(size, jnp.clip(power - expand_like(shift, power), -126, 126))
+        size = times_power(size, power - expand_like(shift, power))
         return _over_common(_summed(term, size))
 
     # terms may have different batch axes
     return functools.reduce(jnp.add, map(one, terms)), shift
+
+
+def _restored(x: Float[Array, " batch"], shift: Int[Array, " batch"]) -> Float[Array, " batch"]:
+    """A norm in its own units, infinite where it is beyond float32. Products of two numbers have powers of up to 252: half of it, twice."""
+    half = jnp.where(jnp.abs(shift) > 500, 0, shift) // 2
+    return times_power(times_power(x, half), jnp.where(jnp.abs(shift) > 500, 0, shift) - half).astype(jnp.float32)
 
 
 def _over_common(lengths: Float[Array, "batch *common"]) -> Float[Array, " batch"]:

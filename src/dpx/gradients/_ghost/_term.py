@@ -286,9 +286,7 @@ def _drop(ids, size):
     return jnp.where(ids < 0, size, ids)
 
 
-def total(
-    term: Term, weights: Float[Array, "2 batch"], keep: Bool[Array, " batch"], may_cancel: bool = True
-) -> Array:
+def total(term: Term, weights: Float[Array, "2 batch"], keep: Bool[Array, " batch"], may_cancel: bool = True) -> Array:
     """The sum over examples of weight times gradient, with the axes of the base. Where `keep` is false nothing is added, whatever it is.
 
     Where an example's gradient is more than one product, they may cancel, and none may underflow alone. A single product that underflows is
