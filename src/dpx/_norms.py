@@ -8,6 +8,7 @@ order, whose error is at most $(n - 1) u$ times the sum of their absolute values
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,10 @@ def ordered_sum(
     if spec is not None and any(spec[axis] is not None for axis in long):
         # slices of a sharded axis are ambiguous under explicit axes: the compiler places them
         kept = PartitionSpec(*(name for axis, name in enumerate(spec) if axis not in axes))
-        return jax.sharding.auto_axes(functools.partial(_ordered, axes=axes, of=of, group=group), out_sharding=kept)(x)
+        function: Any = jax.sharding.auto_axes(
+            functools.partial(_ordered, axes=axes, of=of, group=group), out_sharding=kept
+        )
+        return function(x)
     return _ordered(x, axes, of, group)
 
 

@@ -89,7 +89,8 @@ def make_term(site: Site, captured: Array, cotangent: Array) -> Term:
                 expand = jax.vmap(expand)
             captured = expand(captured)
         a_axes = (*lead, "b", *map(name, use.captured_axes))
-        return Outer(*_real_parts(captured, cotangent, a_axes, y_axes), view.shape)
+        a, y, a_axes, y_axes = _real_parts(captured, cotangent, a_axes, y_axes)
+        return Outer(a, y, a_axes, y_axes, view.shape)
     ids_axes = (*lead, "b", *range(-1, -1 - len(site.captured.shape), -1))
     # the gradient of a real table is the real part of what its complex rows get
     return Rows(captured, jnp.real(cotangent), ids_axes, y_axes, view.axes[use.axis], view.shape)
