@@ -17,6 +17,7 @@ from ._optimistic import FixedPair, up_shares
 
 _REACH = 9.0
 _DUST = 1e-20
+_ROUNDING = 1e-11
 _POINTS = 48  # per standard deviation of the logarithm of the ratio
 _MOST_POINTS = 4_000
 _LARGEST = 600.0  # logarithm of a ratio
@@ -45,7 +46,9 @@ def directions(ratio: Ratio, is_removed: bool) -> FixedPair:
     kept = ratio.mass > 0
     log_q = np.log(ratio.mass[kept])
     log_p = log_q + ratio.losses[kept]
-    pair = FixedPair(log_p, log_q, ratio.step)
+    # sums of thousands of terms, level upon level: whichever side is P gives way
+    sign = 1.0 if is_removed else -1.0
+    pair = FixedPair(log_p - sign * _ROUNDING, log_q + sign * _ROUNDING, ratio.step)
     return pair if is_removed else pair.swapped
 
 
@@ -177,24 +180,14 @@ def _trimmed(ratio: Ratio) -> Ratio:
 
 
 def largest_output(noise_multiplier: float, bins: int) -> FixedPair:
-    """What the largest of the outputs tells, where ratios are beyond floating point and it tells nearly all."""
+    r"""What the largest output $y$ tells when a unit is removed, for noise so small that ratios of all outputs are beyond floating point.
+
+    With the unit, it is in $[a, b)$ at least if the output that has it is, and all others are below $a$; without, at most if any of them is.
+    """
     from scipy.special import log_ndtr
 
     sigma = noise_multiplier
-    low, high = -2 * sigma, 1 + 12 * sigma + sigma * math.sqrt(2 * math.log(bins))
-    edges = np.linspace(low, high, min(2**18, math.ceil(200 * (high - low) / sigma)))
-    others = log_ndtr(edges / sigma)
-
-    def masses(log_below: np.ndarray) -> np.ndarray:
-        with np.errstate(divide="ignore"):
-            log_above = np.log(-np.expm1(log_below))
-            rising = log_below[1:] + np.log(-np.expm1(log_below[:-1] - log_below[1:]))
-            falling = log_above[:-1] + np.log(-np.expm1(log_above[1:] - log_above[:-1]))
-            cells = np.where(log_below[:-1] < -1, rising, falling)
-        return np.concatenate([log_below[:1], cells, log_above[-1:]])
-
-    # differences of nearly equal numbers lose digits; a thousandth of a millionth is more than that
-    with np.errstate(invalid="ignore"):
-        log_p = masses(log_ndtr((edges - 1) / sigma) + (bins - 1) * others) - 1e-9
-        log_q = masses(bins * others) + 1e-9
-    return FixedPair(np.nan_to_num(log_p, nan=-np.inf), np.nan_to_num(log_q, nan=-np.inf))
+    high = 1 + 12 * sigma + sigma * math.sqrt(2 * math.log(bins))
+    edges = np.linspace(-2 * sigma, high, min(2**18, math.ceil(200 * (high + 2 * sigma) / sigma)))
+    log_p = log_normal_mass((edges - 1) / sigma)[1:] + (bins - 1) * log_ndtr(edges / sigma)
+    return FixedPair(log_p, math.log(bins) + log_normal_mass(edges / sigma)[1:])

@@ -34,7 +34,9 @@ _DROPPED = 1e-5  # of delta, at either end of the losses of all steps together
 _ROUNDING = 2e-12  # relative, of the masses of one cell; cells are never narrower than a five-hundredth of a standard deviation
 _OUTSIDE = 1e-15
 _LONGEST = 2**22
+_FINEST = 2**18
 _SWEEPS = 3
+_ASIDE = 1e-8
 _FFT_ERROR = 2.5e-15  # relative, for every doubling of the length, in the 2-norm: Higham 2002, theorem 24.2, with room
 
 
@@ -68,7 +70,7 @@ class AbstractPair(eqx.Module):
     @property
     @abc.abstractmethod
     def lattice(self) -> float | None:
-        """The distance of which all losses are multiples, if there is one: grids should be multiples of it, too."""
+        """A distance in units of which losses with mass of their own are placed, if there is one: grids should be a multiple of it, or a part."""
 
 
 class FixedPair(AbstractPair):
@@ -156,6 +158,51 @@ class GaussianMixturePair(AbstractPair):
         return np.unique(found)
 
 
+class LaplaceMixturePair(AbstractPair):
+    r"""$(1 - q) \text{Lap}(0, b) + q \text{Lap}(1, b)$ and $\text{Lap}(0, b)$, or the other way round. Beyond both centres the ratio is constant.
+
+    **Arguments:**
+
+    - `scale`: $b$.
+    - `probability`: $q$.
+    - `is_swapped`: whether the mixture is `Q`.
+    """
+
+    scale: float
+    probability: float
+    is_swapped: bool = False
+
+    @property
+    def swapped(self) -> "LaplaceMixturePair":
+        return LaplaceMixturePair(self.scale, self.probability, not self.is_swapped)
+
+    @property
+    def lattice(self) -> float:
+        """The distance of the two losses that have mass of their own."""
+        low, high = self._loss(np.array([0.0, 1.0]))
+        return float(high - low)
+
+    def _loss(self, x: np.ndarray) -> np.ndarray:
+        return np.log1p(self.probability * np.expm1((2 * x - 1) / self.scale))
+
+    def cells(self, grid: Grid | None) -> Cells:
+        b, q = self.scale, self.probability
+        x = np.linspace(0.0, 1.0, 20_001)
+        if grid is not None and 64 < self.lattice / grid.width < _LONGEST:
+            low, high = np.sort(self._loss(np.array([0.0, 1.0])) * (-1 if self.is_swapped else 1))
+            multiples = np.arange(math.floor(low / grid.width) + 1, math.ceil(high / grid.width)) * grid.width
+            excess = np.maximum(np.expm1(multiples * (-1 if self.is_swapped else 1)) / q, -1 + 1e-15)
+            x = np.unique(np.concatenate([[0.0], np.clip(0.5 * (1 + b * np.log1p(excess)), 0.0, 1.0), [1.0]]))
+        widths = np.diff(x)
+        with np.errstate(divide="ignore"):
+            share = np.log(-np.expm1(-widths / b)) + math.log(0.5)
+            absent = math.log1p(-q) if q < 1 else -np.inf
+        zero = np.concatenate([[math.log(0.5)], share - x[:-1] / b, [math.log(0.5) - 1 / b]])
+        one = np.concatenate([[math.log(0.5) - 1 / b], share - (1 - x[1:]) / b, [math.log(0.5)]])
+        mixed = np.logaddexp(absent + zero, math.log(q) + one)
+        return _cells(zero, mixed) if self.is_swapped else _cells(mixed, zero)
+
+
 def _even_edges(sigma: float, *sides: tuple[tuple[float, float], ...]) -> np.ndarray:
     means = [mean for side in sides for _, mean in side]
     low, high = min(means) - _REACH * sigma, max(means) + _REACH * sigma
@@ -202,18 +249,33 @@ def lower_epsilon(composition: Composition, delta: float, fineness: float = 1.0)
     guess, order = _guess(steps, delta)
     if not guess > 0:
         return 0.0
+    if total == 1:
+        return _of_one(steps[0][0], delta)
+    # where losses are bounded, and delta asks for the bound, the order has no end
+    order = min(order, 8 * math.log(1 / delta) / guess + 1)
     # what moving to a grid of width h takes from the logarithm of a moment of order 1 + theta is about theta (1 + theta) h^2 / 8 a step
     width = math.sqrt(0.008 * guess / (total * (1 + order)))
     width = min(width, max(width / 64, min(_bulk(cells, order) / 12 for cells, _ in steps))) / fineness
+    width = max(width, max(high - low for low, high in ranges) / _FINEST)
     while True:
         lattices = [pair.lattice for pair, _ in pairs if pair.lattice]
         if lattices:
-            width = min(lattices) * max(1, round(width / min(lattices)))
+            lattice = min(lattices)
+            width = lattice * round(width / lattice) if width > lattice else lattice / math.ceil(lattice / width - 1e-9)
         parts = [(pair.cells(Grid(width, *r)), count) for (pair, count), r in zip(pairs, ranges, strict=True)]
         found = _on_grid(parts, ranges, delta, guess, order, width)
         if found is not None:
             return found
         width *= 2
+
+
+def _of_one(cells: Cells, delta: float) -> float:
+    """Of a single pair, without a grid: delta is exceeded at a loss, or between two, where it is affine in the exponential of epsilon."""
+    losses, log_p = cells
+    p = np.cumsum(np.exp(log_p)[::-1])[::-1]
+    log_q = np.logaddexp.accumulate((log_p - losses)[::-1])[::-1]
+    excess = np.log(np.maximum(p - delta * (1 + 1e-9), 1e-300)) - log_q  # epsilon at which the outcomes from here on have delta
+    return max(0.0, float(excess.max()) * (1 - 1e-11) - 1e-12)
 
 
 def rough_epsilon(composition: Composition, delta: float) -> float:
@@ -374,7 +436,7 @@ def _settled(losses: np.ndarray, log_p: np.ndarray, width: float, order: float, 
     heaviest = int(np.argmax(log_p + order * losses))
     candidates = (
         _move(losses, log_p, width, order, 0.0, None),
-        _move(losses, log_p, width, order, float(losses[heaviest]), heaviest),
+        _move(losses, log_p, width, order, float(losses[heaviest]) - _ASIDE * width, heaviest),
     )
     return max(candidates, key=lambda settled: settled.log_moment)
 
@@ -390,7 +452,8 @@ def _move(
     losses: np.ndarray, log_p: np.ndarray, width: float, order: float, origin: float, stays: int | None
 ) -> _Settled:
     """To a grid through `origin`, on which the cell number `stays` already is."""
-    aside = [] if stays is None else [float(log_p[stays])]
+    # lowered a little, so that others at a whole distance from it are not below the grid by rounding
+    aside = [] if stays is None else [float(log_p[stays] + order * losses[stays]) - (1 + order) * _ASIDE * width]
     if stays is not None:
         losses, log_p = np.delete(losses, stays), np.delete(log_p, stays)
     targets, weights = np.zeros(0, np.int64), np.zeros(0)
@@ -405,7 +468,7 @@ def _move(
                 [tilted + np.log(up) + (1 + order) * above, tilted + np.log1p(-up) - (1 + order) * below]
             )
         targets = np.concatenate([cells + 1, np.concatenate([cells[:1], cells[:-1] + 1])])
-    weights = np.concatenate([weights, [x + order * origin for x in aside]])
+    weights = np.concatenate([weights, aside])
     targets = np.concatenate([targets, np.zeros(len(aside), np.int64)])
     top = float(weights.max())
     lowest = int(targets.min())
