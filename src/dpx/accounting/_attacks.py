@@ -209,11 +209,12 @@ def _bins(multiplier: float, gram: tuple[tuple[float, ...], ...]) -> Attacks:
     """
     matrix = np.array(gram, np.float64)
     bins = len(matrix)
-    least = float(np.diag(matrix).min())
-    if not least > 0 or not np.all(matrix >= 0) or not fits(multiplier / math.sqrt(float(matrix.max()))):
+    norms = np.diag(matrix)
+    least, most = float(norms.min()), float(norms.max())
+    if not most > 0 or not np.all(matrix >= 0) or not fits(multiplier / math.sqrt(most)):
         return NOTHING
     removed, added = [], []
-    for size in sorted({1, 2, 4, 8, 16, 32, bins} & set(range(1, bins + 1))):
+    for size in sorted({1, 2, 4, 8, 16, 32, bins} & set(range(1, bins + 1))) if least > 0 else ():
         blocks = bins // size
         shared = min(
             float(matrix[i : i + size, i : i + size][~np.eye(size, dtype=bool)].min(initial=least))
@@ -223,6 +224,13 @@ def _bins(multiplier: float, gram: tuple[tuple[float, ...], ...]) -> Attacks:
         if size > 1 and shared < 1e-3:
             continue
         pairs = _blocks(multiplier, size, blocks, shared, least, blocks * size / bins)
+        removed.append(pairs[0])
+        added.append(pairs[1])
+    if least < most:
+        # or those of less than the largest norm count as if the unit were absent
+        largest = norms >= (1 - 1e-12) * most
+        number = int(largest.sum())
+        pairs = _blocks(multiplier, 1, number, 0.0, most * (1 - 1e-12), number / bins)
         removed.append(pairs[0])
         added.append(pairs[1])
     return tuple(removed), tuple(added)

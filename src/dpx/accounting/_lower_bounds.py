@@ -9,7 +9,7 @@ import numpy as np
 
 from .._checks import probability
 from ._accountants import AccountantName, Adjacency, check_adjacency, epsilon as upper_epsilon
-from ._attacks import attacks
+from ._attacks import attacks, sampled_discrete_gaussian
 from ._event_tree import canonical, composed, parts
 from ._fixed_size import gaussian_profile
 from ._optimistic import AbstractPair, Composition, lower_epsilon, rough_epsilon
@@ -72,10 +72,10 @@ def epsilon_bracket(
         *Connect the dots*, PETS 2022. That what dominates is reached: Zhu, Dong and Wang, AISTATS 2022; Feldman and Shenfeld 2025.
     """
     upper = upper_epsilon(event, delta, adjacency=adjacency, accountant=accountant)
-    return checked(attained_epsilon(event, delta, adjacency=adjacency, upper=upper), upper, event, delta, adjacency)
+    return check_bracket(attained_epsilon(event, delta, adjacency=adjacency, upper=upper), upper, event, delta, adjacency)
 
 
-def checked(lower: float, upper: float, event: Any, delta: float, adjacency: str) -> tuple[float, float]:
+def check_bracket(lower: float, upper: float, event: Any, delta: float, adjacency: str) -> tuple[float, float]:
     """Both, if they are a bracket."""
     if not lower <= upper:
         raise ArithmeticError(
@@ -104,6 +104,14 @@ def attained_epsilon(
     # of whoever is (epsilon, delta)-DP, the event is (epsilon, delta + tau (1 + e^epsilon))-DP
     raised = delta + coupling * (1 + math.exp(min(found, 700.0)))
     return min(found, _attained(plain, raised, adjacency, upper)) if raised < 1 else 0.0
+
+
+def attained_discrete_gaussian(
+    scale: float, shift: int, probability: float, count: int, delta: float, upper: float = math.inf
+) -> float:
+    r"""The same for `count` sums of integers, moved by `shift` with that probability, with discrete Gaussian noise of that scale."""
+    pair = sampled_discrete_gaussian(scale, shift, probability)
+    return best_attack([(((pair,), (pair.swapped,)), count)], delta, upper)
 
 
 def _uncoupled(event: Any) -> tuple[float, Any]:
@@ -159,12 +167,14 @@ def best_attack(composition: Any, delta: float, upper: float = math.inf) -> floa
     for rough, chosen in sorted(directions, key=lambda d: -d[0]):
         if rough <= found:  # no attack of this direction reaches more than that
             break
-        for fineness in (1.0, 3.0):
+        before = 0.0
+        for fineness in (1.0, 3.0, 10.0):
             found = max(found, lower_epsilon(chosen, delta, fineness))
-            if found >= (1 - _GOAL) * min(upper, rough):
+            goal = min(upper, rough)
+            # an attack that is not the worst one gets no better on finer grids
+            if found >= (1 - _GOAL) * goal or (before and found - before < 0.2 * (goal - found)):
                 break
-            if rough <= found or not math.isfinite(upper):
-                break
+            before = found
     return found
 
 

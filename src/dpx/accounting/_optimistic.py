@@ -432,12 +432,13 @@ def _settled(losses: np.ndarray, log_p: np.ndarray, width: float, order: float, 
     """The best of two grids: one through 0, and one through the heaviest cell, which a narrow peak needs."""
     kept = (losses >= low - 2 * width) & (losses <= high + 2 * width)  # the rest is dropped
     losses, log_p = losses[kept], log_p[kept]
-    losses, log_p = _merged(losses, log_p, np.floor(losses / width).astype(np.int64))
-    heaviest = int(np.argmax(log_p + order * losses))
-    candidates = (
-        _move(losses, log_p, width, order, 0.0, None),
-        _move(losses, log_p, width, order, float(losses[heaviest]) - _ASIDE * width, heaviest),
-    )
+    # before and after cells are merged: what is merged with a peak moves it
+    candidates = [_move(losses, log_p, width, order, 0.0, None)]
+    for _ in range(2):
+        heaviest = int(np.argmax(log_p + order * losses))
+        origin = float(losses[heaviest]) - _ASIDE * width
+        candidates.append(_move(losses, log_p, width, order, origin, heaviest))
+        losses, log_p = _merged(losses, log_p, np.floor(losses / width).astype(np.int64))
     return max(candidates, key=lambda settled: settled.log_moment)
 
 
