@@ -1,9 +1,9 @@
 r"""Random allocation and its relatives from below: the mean of log-normal likelihood ratios, contracted to a grid instead of spread over it.
 
-As in `_allocation` the ratio is $S = \frac1t \sum_j e^{u_j - a}$ under $Q$. Removing a unit has $\delta = E_Q[(S - e^\varepsilon)_+]$, which grows in $S$ and in
-its spread, adding one $E_Q[(1 - e^\varepsilon S)_+]$, which falls in $S$ and grows in its spread. So masses that are merged where two
-neighbours meet, at a point not above their mean (for removing; not below it for adding), bound delta from below, at every level of the tree of
-averages; and so does dropping mass.
+As in `_allocation` the ratio is $S = \frac1t \sum_j e^{u_j - a}$ under $Q$. Removing a unit has $\delta = E_Q[(S - e^\varepsilon)_+]$, which
+grows in $S$ and in its spread, adding one $E_Q[(1 - e^\varepsilon S)_+]$, which falls in $S$ and grows in its spread. So masses that are
+merged where two neighbours meet, at a point not above their mean (for removing; not below it for adding), bound delta from below, at every
+level of the tree of averages; and so does dropping mass.
 """
 
 import functools
@@ -107,7 +107,9 @@ def average(a: Ratio, weight_a: int, b: Ratio, weight_b: int, finer: int, is_low
     step = a.step / finer
     alpha, beta = weight_a / (weight_a + weight_b), weight_b / (weight_a + weight_b)
     size_a, size_b = len(a.mass), len(b.mass)
-    lowest = finer * min(a.lowest + math.floor(math.log(alpha) / a.step), b.lowest + math.floor(math.log(beta) / a.step))
+    lowest = finer * min(
+        a.lowest + math.floor(math.log(alpha) / a.step), b.lowest + math.floor(math.log(beta) / a.step)
+    )
     lowest -= 2 * finer
     highest = finer * max(a.lowest + size_a, b.lowest + size_b) + 2 * finer
     mass = np.zeros(highest - lowest + 1)

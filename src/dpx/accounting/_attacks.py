@@ -52,9 +52,7 @@ def attacks(event: Any, adjacency: str) -> Attacks:
             size, sample = event.source_dataset_size, event.sample_size
             return _fixed_size(size, min(sample, size), multiplier, False, adjacency)
         case _events.FixedSizeSampledGaussianDpEvent() if adjacency != "add_or_remove_one":
-            return _fixed_size(
-                event.num_examples, event.batch_size, event.noise_multiplier, event.replace, adjacency
-            )
+            return _fixed_size(event.num_examples, event.batch_size, event.noise_multiplier, event.replace, adjacency)
         case _events.RandomAllocationDpEvent() if not sign:
             return allocation(event.noise_multiplier, event.bins)
         case _events.GaussianMixtureOfBinsDpEvent() if not sign:
@@ -179,7 +177,9 @@ def _fixed_size(size: int, sample: int, multiplier: float, replace: bool, adjace
     far = tuple((w, 2 * m) for w, m in first)
     if adjacency == "replace_special":
         alone = GaussianMixturePair(multiplier, first, ((1.0, 0.0),))
-        taken = GaussianMixturePair(multiplier, far, first)  # an example that is emptied takes the place of one that is not
+        taken = GaussianMixturePair(
+            multiplier, far, first
+        )  # an example that is emptied takes the place of one that is not
         return (alone, alone.swapped, taken), (alone.swapped, alone, taken.swapped)
     second = tuple((w, -m) for w, m in first)
     opposite = GaussianMixturePair(multiplier, first, second)

@@ -31,9 +31,11 @@ _CELLS = 300  # an attacker's outcomes, per standard deviation of the noise
 _MOST_CELLS = 2**19
 _REACH = 12.0  # standard deviations: a normal variable exceeds it with probability 2e-33
 _DROPPED = 1e-5  # of delta, at either end of the losses of all steps together
-_ROUNDING = 2e-12  # relative, of the masses of one cell; cells are never narrower than a five-hundredth of a standard deviation
+_ROUNDING = (
+    2e-12  # relative, of the masses of one cell; cells are never narrower than a five-hundredth of a standard deviation
+)
 _OUTSIDE = 1e-15
-_LONGEST = 2**22
+_LONGEST = 2**21
 _FINEST = 2**18
 _SWEEPS = 3
 _ASIDE = 1e-8
@@ -274,7 +276,9 @@ def _of_one(cells: Cells, delta: float) -> float:
     losses, log_p = cells
     p = np.cumsum(np.exp(log_p)[::-1])[::-1]
     log_q = np.logaddexp.accumulate((log_p - losses)[::-1])[::-1]
-    excess = np.log(np.maximum(p - delta * (1 + 1e-9), 1e-300)) - log_q  # epsilon at which the outcomes from here on have delta
+    excess = (
+        np.log(np.maximum(p - delta * (1 + 1e-9), 1e-300)) - log_q
+    )  # epsilon at which the outcomes from here on have delta
     return max(0.0, float(excess.max()) * (1 - 1e-11) - 1e-12)
 
 
@@ -379,11 +383,12 @@ def _on_grid(
 
     def log_delta(epsilon: float) -> float:
         begin = int(np.searchsorted(losses, epsilon))
-        above = epsilon - losses[begin:]
+        end = begin + min(len(losses), math.ceil(45 / (order * width)))  # what is further up is dropped
+        above = epsilon - losses[begin:end]
         weights = np.exp(order * above) * -np.expm1(above)
         # by Cauchy and Schwarz; what lies outside the window was added somewhere inside
         wrong = float(np.linalg.norm(weights)) * error + 4 * _OUTSIDE
-        value = float(np.dot(weights, mass[begin:])) * (1 - 1e-11) - wrong
+        value = float(np.dot(weights, mass[begin:end])) * (1 - 1e-11) - wrong
         return log_moment - order * epsilon + math.log(value) if value > 0 else -math.inf
 
     goal = math.log(delta) + 1e-9
@@ -396,7 +401,7 @@ def _on_grid(
     for _ in range(60):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if log_delta(middle) > goal else (low, middle)
-        if high - low < 1e-9 * high:
+        if high - low < 1e-7 * high:
             break
     return max(0.0, low * (1 - 1e-9) - 1e-12)
 
@@ -483,10 +488,10 @@ def up_shares(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     r"""How much of each mass goes up to its target; the rest goes down to the target of the mass below.
 
-    Target $k$, at the loss `width * targets[k]`, lies between `losses[k]` and `losses[k + 1]`. From below it gets $U_k$ of the mass $q_k$, from above
-    $D_{k+1} = q_{k+1} - U_{k+1}$. Their mean ratio is that of the target where $D_{k+1} = \kappa_k U_k$ for the ratio $\kappa_k$ of the distances. With
-    $U_k = q_k q_{k+1} / (q_{k+1} + \kappa_k q_k)$ it is at least that wherever the masses are logarithmically concave, and about equal where
-    they are smooth; elsewhere $U_k$ is cut to make it so, which makes $D_k$ larger and so breaks no other.
+    Target $k$, at the loss `width * targets[k]`, lies between `losses[k]` and `losses[k + 1]`. From below it gets $U_k$ of the mass $q_k$,
+    from above $D_{k+1} = q_{k+1} - U_{k+1}$. Their mean ratio is that of the target where $D_{k+1} = \kappa_k U_k$ for the ratio $\kappa_k$ of
+    the distances. A few sweeps of relaxation, from $U_k = q_k q_{k+1} / (q_{k+1} + \kappa_k q_k)$, solve that where masses are smooth. Then
+    $U_k$ is cut to what $D_{k+1}$ allows; that makes $D_k$ larger, and so breaks no other condition, whatever the masses are.
 
     **Arguments:**
 
@@ -502,7 +507,11 @@ def up_shares(
     below = losses - np.concatenate([targets[:1] - 1, targets[:-1]]) * width
     below = np.maximum(below, 0.0)
     if len(losses) == 1:
-        return np.array([float((above if is_lower else -below)[0] == 0) if is_lower else float(below[0] > 0)]), above, below
+        return (
+            np.array([float((above if is_lower else -below)[0] == 0) if is_lower else float(below[0] > 0)]),
+            above,
+            below,
+        )
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         # kappa times the mass below over the mass above
         log_kappa = np.log(-np.expm1(-above[:-1])) - np.log(np.expm1(below[1:]))

@@ -160,7 +160,12 @@ def _columns(strategy: Any, steps: int, indices: list[int]) -> list[np.ndarray] 
         matrix = _matrix(strategy, steps)
         return [matrix[:, i] for i in indices]
     coefficients = getattr(strategy, "coefficients", None)
-    is_toeplitz = type(strategy).__name__ in ("BandedToeplitz", "SquareRootToeplitz", "BufferedToeplitz", "BandedInverse")
+    is_toeplitz = type(strategy).__name__ in (
+        "BandedToeplitz",
+        "SquareRootToeplitz",
+        "BufferedToeplitz",
+        "BandedInverse",
+    )
     if coefficients is None or not is_toeplitz:
         return None
     first = np.asarray(coefficients(steps) if callable(coefficients) else coefficients, np.float64)

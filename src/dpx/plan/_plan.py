@@ -181,16 +181,17 @@ class PrivacyPlan(eqx.Module):
     def epsilon_bracket(self, delta: RealScalarLike) -> tuple[float, float]:
         r"""A proven lower and a proven upper bound on the least $\varepsilon$ that the run has at `delta` in the worst case.
 
-        The upper one is `epsilon(delta)`. The lower one is what some attacker reaches who picks neighbouring data sets, the loss and all gradients, and
-        knows what the plan counts as no secret: the order of a `ShuffleSampler`, the groups of a `CyclicPoissonSampler`. How far apart
-        the two are says how much of epsilon may be the accounting's fault.
+        The upper one is `epsilon(delta)`. The lower one is what some attacker reaches who picks neighbouring data sets, the loss and all
+        gradients, and knows what the plan counts as no secret: the order of a `ShuffleSampler`, the groups of a `CyclicPoissonSampler`. How
+        far apart the two are says how much of epsilon may be the accounting's fault.
 
         | plan | apart |
         |---|---|
         | `ShuffleSampler` or no sampling, Gaussian noise | rounding; with correlated noise as far as its sensitivity is not reached |
         | `PoissonSampler`, `CyclicPoissonSampler` with Gaussian or Laplace noise; `RandomAllocationSampler` | less than 1 % |
         | `BallsInBinsSampler`, independent noise, whole cycles | less than 1 % |
-        | `BallsInBinsSampler` otherwise, `MinSepSampler`, `FixedSizeSampler`, `max_batch_size`, `DiscreteGaussian`, `accountant="rdp"` | more: see the docs on accounting |
+        | `BallsInBinsSampler` otherwise, `MinSepSampler`, `FixedSizeSampler`, `max_batch_size` | more: see the docs on accounting |
+        | `DiscreteGaussian`, `accountant="rdp"` | as far as Rényi accounting is loose |
         | samplers and noise that are not dpx's own | the lower bound is 0 |
 
         !!! success "Guarantee"
