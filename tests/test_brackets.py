@@ -487,6 +487,27 @@ def test_moving_to_a_grid_contracts(is_lower):
 
 
 @pytest.mark.parametrize("is_lower", [True, False])
+def test_even_masses_contract(is_lower):
+    """What averages are made of: masses at one distance, with targets in between."""
+    rng = np.random.default_rng(8)
+    for _ in range(100):
+        size, spacing = int(rng.integers(1, 30)), 10 ** rng.uniform(-2, 0)
+        above = spacing * rng.uniform(0.01, 0.99)
+        mass = np.exp(5 * rng.normal(size=size))
+        up = _allocation_lower._even_shares(mass, above, spacing, is_lower)
+        losses = np.arange(size) * spacing
+        values = np.exp(np.concatenate([losses + above, losses - spacing + above]))
+        masses, strikes = np.concatenate([up * mass, (1 - up) * mass]), np.append(values, np.exp(losses))
+        before, after = calls(np.exp(losses), mass, strikes), calls(values, masses, strikes)
+        if not is_lower:
+            before, after = (
+                before + strikes * mass.sum() - np.exp(losses) @ mass,
+                after + strikes * masses.sum() - values @ masses,
+            )
+        assert np.all(after <= before + 1e-11 * strikes.max() * mass.sum())
+
+
+@pytest.mark.parametrize("is_lower", [True, False])
 def test_averages_contract(is_lower):
     """Against all pairs of values, for ratios on grids that are not fine."""
     rng = np.random.default_rng(7)

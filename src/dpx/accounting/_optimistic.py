@@ -507,11 +507,7 @@ def up_shares(
     below = losses - np.concatenate([targets[:1] - 1, targets[:-1]]) * width
     below = np.maximum(below, 0.0)
     if len(losses) == 1:
-        return (
-            np.array([float((above if is_lower else -below)[0] == 0) if is_lower else float(below[0] > 0)]),
-            above,
-            below,
-        )
+        return np.array([float(above[0] == 0 if is_lower else below[0] > 0)]), above, below
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         # kappa times the mass below over the mass above
         log_kappa = np.log(-np.expm1(-above[:-1])) - np.log(np.expm1(below[1:]))
