@@ -263,7 +263,7 @@ def log_normal_call(variance, strike):
 def bins_epsilon(first, second, shared, delta):
     """Of the mean of two log-normal ratios with these variances, beside one that both share: by integrals over all but one."""
     # what one ratio adds beyond the strike has a sharp bend
-    z = np.linspace(-10, 10, 1201 if shared else 20_001)
+    z = np.linspace(-10, 10, 401 if shared else 20_001)
     mass = stats.norm.pdf(z) * (z[1] - z[0])
     x = np.exp(math.sqrt(first) * z - first / 2)
     y, weight = np.ones(1), np.ones(1)
@@ -297,7 +297,9 @@ def test_allocation_to_two_bins(seed):
         sigma, rho, delta = 10 ** rng.uniform(-0.3, 0.5), rng.uniform(0.1, 0.9), float(10 ** rng.uniform(-7, -4))
         own = (1 - rho) / sigma**2
         bracket = accounting.epsilon_bracket(GaussianMixtureOfBinsDpEvent(sigma, ((1.0, rho), (rho, 1.0))), delta)
-        assert_bracket(bracket, bins_epsilon(own, own, rho / sigma**2, delta), 1e-2, digits=1e-4)
+        truth = bins_epsilon(own, own, rho / sigma**2, delta)
+        assert_bracket(bracket, truth, digits=1e-4)
+        assert bracket[0] >= 0.99 * truth  # the upper bound may take all for shared
 
 
 def test_bins_of_unequal_length():
