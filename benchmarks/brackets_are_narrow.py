@@ -74,4 +74,4 @@ if __name__ == "__main__":
     for name, one in PROMISED.items():
         show(name, one, 1e-7, 0.01)
     for name, one in OTHERS.items():
-        show(name, one, 1e-5, None)
+        show(name, one, 1e-7, None)
