@@ -21,7 +21,7 @@ from ..private_gradient import PrivateGradient
 from ..private_sum import PrivateSum
 from ..random import fresh_seed
 from ..sampling import AbstractSampler, check_seed, gather_batches
-from . import _report, _search
+from . import _bracket, _report, _search
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -182,6 +182,37 @@ class PrivacyPlan(eqx.Module):
             adjacency=self.adjacency,
             accountant=self.accountant,
         )
+
+    def epsilon_bracket(self, delta: RealScalarLike) -> tuple[float, float]:
+        r"""A proven lower and a proven upper bound on the least $\varepsilon$ that the run has at `delta` in the worst case.
+
+        The upper one is `epsilon(delta)`. The lower one is what some attacker reaches who picks neighbouring data sets, the loss and all
+        gradients, and knows what the plan counts as no secret: the order of a `ShuffleSampler`, the groups of a `CyclicPoissonSampler`. How
+        far apart the two are says how much of epsilon may be the accounting's fault.
+
+        | plan | apart |
+        |---|---|
+        | `ShuffleSampler` or no sampling, Gaussian noise | rounding; with correlated noise as far as its sensitivity is not reached |
+        | `PoissonSampler`, `CyclicPoissonSampler` with Gaussian or Laplace noise; `RandomAllocationSampler` | less than 1 % |
+        | `BallsInBinsSampler`, independent noise, whole cycles | less than 1 % |
+        | `BallsInBinsSampler` otherwise, `MinSepSampler`, `FixedSizeSampler`, `max_batch_size` | more: see the docs on accounting |
+        | `DiscreteGaussian`, `accountant="rdp"` | as far as Rényi accounting is loose |
+        | samplers and noise that are not dpx's own | the lower bound is 0 |
+
+        !!! success "Guarantee"
+
+            For the mechanism with exactly the plan's parameters, `lower <= least epsilon <= upper`. What runs has a little more noise (the scale is
+            rounded up by $2^{-22}$) and slightly shorter contributions. The lower bound of `MinSepSampler` is from samples, and too large
+            with probability 1e-8. A clipping of your own is taken to reach its sensitivity.
+
+        **Raises:** as `epsilon` does, and `ArithmeticError` if the bounds contradict each other, which would be a fault of dpx.
+        """
+        delta = probability("PrivacyPlan.epsilon_bracket(delta=...)", delta)
+        upper = self.epsilon(delta)
+        if isinstance(self.clipping, NoClipping):
+            return math.inf, upper
+        lower = _bracket.lower_epsilon(self, delta, upper)
+        return accounting.check_bracket(lower, upper, self.event, delta, self.adjacency)
 
     def epsilon_by_adjacency(self, delta: RealScalarLike) -> dict[str, float]:
         r"""$\varepsilon$ of the same run for each notion of neighbours that can be accounted for. The same noise hides less where more may
