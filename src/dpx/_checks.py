@@ -2,8 +2,11 @@
 
 import math
 import operator
+import sys
+import threading
 from typing import Any
 
+import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -17,9 +20,45 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, Tracer)
 
 
+def _trace_state() -> Any:
+    try:
+        # the convention only names who asks; there is no other
+        return jex.get_opaque_trace_state(convention="flax")
+    except (AttributeError, TypeError):
+        # a JAX that cannot be asked: no state equals another, so that nothing is drawn and keys must be given
+        return object()
+
+
+def _state_without_trace() -> Any:
+    """JAX's trace state where no transformation is under way, whatever is under way where dpx is imported."""
+    states = []
+    # transformations belong to a thread, and a new one has none
+    thread = threading.Thread(target=lambda: states.append(_trace_state()))
+    thread.start()
+    thread.join()
+    return states[0]
+
+
+_NO_TRACE = _state_without_trace()
+# the parts of JAX that call the functions which it transforms
+_TRACERS = ("jax._src.linear_util", "jax._src.interpreters.partial_eval")
+
+
 def is_tracing() -> bool:
-    """Whether a transformation such as `jit` is being traced, so that host randomness would be baked in as a constant."""
-    return is_traced(jnp.add(0, 0))
+    """Whether this is called inside a JAX transformation, of anything and also of nothing.
+
+    Randomness of the host would be baked into a compiled program there, or be the same in every lane of a `vmap`. To look whether a constant
+    becomes a tracer is not enough: under `vmap` it does not, in none of the lanes.
+    """
+    if _trace_state() != _NO_TRACE:
+        return True
+    # The rules of a `custom_vjp` run outside its trace, and so does what is under `jax.core.eval_context`; but not without JAX as a caller.
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") in _TRACERS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def positive_scalar(call: str, value: RealScalarLike, why: str = "") -> Float[Array, ""]:

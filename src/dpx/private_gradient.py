@@ -234,7 +234,8 @@ class PrivateGradient(eqx.Module):
         **Raises:**
 
         - `ValueError` if the model cannot be trained privately: layers that mix examples, trainable leaves that are not real numbers.
-        - `RuntimeError` if called without a key inside a traced function.
+        - `RuntimeError` if called without a key inside any transformation of JAX's (a sweep with `vmap` needs a key for each lane), or in a run
+            of several processes, which must share one: `key=dpx.random.shared_key()`.
         """
         if key is None:
             key = fresh_key()

@@ -370,7 +370,8 @@ class PrivacyPlan(eqx.Module):
         **Arguments:**
 
         - `data`: a tuple of PyTrees of arrays with `num_examples` rows each.
-        - `seed`: the secret of the sampling, up to 128 bits; None draws one from the operating system (which cannot be resumed).
+        - `seed`: the secret of the sampling, up to 128 bits; None draws one from the operating system (which cannot be resumed, and is refused in a
+            run of several processes, which must share one: `dpx.random.shared_seed()`).
         - `start`: the step to start from; the batches are those of a run that was never stopped.
         """
         if seed is None and start != 0:
