@@ -61,10 +61,28 @@ def is_tracing() -> bool:
     return False
 
 
+def usable(x: Any, is_usable: Any = None) -> Float[Array, "..."]:
+    """`x` where it is a number that the host would have taken, by default positive and finite; NaN where it would have refused it.
+
+    For numbers that cannot be looked at: tracers, and leaves that were changed behind the constructor's back (`eqx.tree_at`). NaN reaches the
+    scale of the noise and with it every gradient, whereas a zero or a negative number would remove noise without a trace.
+    """
+    x = jnp.asarray(x)
+    ok = (x > 0) & (x < jnp.inf) if is_usable is None else is_usable
+    return jnp.where(ok, x, jnp.full((), jnp.nan, x.dtype))
+
+
 def positive_scalar(call: str, value: RealScalarLike, why: str = "") -> Float[Array, ""]:
-    """A positive finite number as a float32 scalar, rounded UP, so that a noise or a bound is never understated."""
+    """A positive finite number as a float32 scalar, rounded UP, so that a noise or a bound is never understated.
+
+    A traced one that is not is NaN: see `usable`.
+    """
     if is_traced(value):
-        return jnp.asarray(value, jnp.float32)
+        rounded = jnp.asarray(value, jnp.float32)
+        if rounded.dtype != value.dtype:
+            is_below = rounded.astype(value.dtype) < value
+            rounded = jnp.where(is_below, jnp.nextafter(rounded, jnp.full((), jnp.inf, jnp.float32)), rounded)
+        return usable(rounded)
     number = float(np.asarray(value))
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"`{call}` must be positive and finite; got {number}.{' ' + why if why else ''}")
@@ -93,6 +111,19 @@ def positive_float(call: str, value: RealScalarLike) -> float:
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"`{call}` must be positive and finite; got {number}.")
     return number
+
+
+def probability_scalar(call: str, value: RealScalarLike) -> Float[Array, ""]:
+    """A number strictly between 0 and 1 as a float32 scalar; NaN where a traced one is not."""
+    if is_traced(value):
+        number = jnp.asarray(value, jnp.float32)
+        return usable(number, is_probability(number))
+    return jnp.asarray(probability(call, value), jnp.float32)
+
+
+def is_probability(x: Any) -> Any:
+    """Whether a number lies strictly between 0 and 1."""
+    return (x > 0) & (x < 1)
 
 
 def probability(call: str, value: RealScalarLike) -> float:

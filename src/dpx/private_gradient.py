@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from ._checks import positive_int, positive_scalar
+from ._checks import positive_int, positive_scalar, usable
 from ._loss import PerExample, Scaled, check_batch, check_mask, check_model, check_scaling, trainable
 from ._sensitive import Sensitive
 from ._tree import expand_like, is_finite, leaf_paths, root, wide_dtype
@@ -33,7 +33,8 @@ class Result(eqx.Enumeration):
     successful = "Every step so far was private and finite."
     budget_spent = "A step was asked for past the last one that the privacy budget covers; its gradients are NaN."
     non_finite = (
-        "The private gradient, or the state that it needs, became infinite or NaN; its gradients are NaN from there on."
+        "The private gradient, or something public that it needs (the model's parameters, the state, the noise multiplier, a clip norm, the "
+        "normalizer, the scaling), became infinite or NaN, or was not positive where it must be; its gradients are NaN from there on."
     )
 
 
@@ -312,6 +313,9 @@ class PrivateGradient(eqx.Module):
         **Raises:**
 
         - `ValueError` before anything compiles if loss, model, batch and mask do not fit.
+
+        What is only known on the device, a parameter or a traced number that is not finite or not positive where it must be, gives NaN and
+        `Result.non_finite`, which `state.raise_if_failed()` raises on the host.
         """
         if key is None:
             key = jr.fold_in(jr.fold_in(state.key, _LOSS), state.step)
@@ -341,9 +345,13 @@ class PrivateGradient(eqx.Module):
         steps = np.iinfo(np.int32).max if self.steps is None else self.steps
         # the sum before the noise, which is finite: XLA would draw the noise twice, for the gradients and for a check of them
         rescale = self.clipping.rescale(state.clipping)
-        late = grads if scaling is not None or isinstance(self.noise, AbstractIntegerNoise) else None
-        checked = (out.total, scale, buffers, clipping, rescale, late)
-        result = Result.where(is_finite(checked), state.result, Result.non_finite)
+        rescale = rescale if rescale is None else usable(rescale)
+        # Where noise is kept in buffers, the gradients: what is bad in a buffer ends there, and a check of the buffers themselves would read all of
+        # them and keep XLA from writing the one slot that changes in place.
+        is_late = scaling is not None or isinstance(self.noise, AbstractIntegerNoise) or bool(jax.tree.leaves(buffers))
+        checked = (out.total, scale, clipping, rescale, grads if is_late else None)
+        is_good = is_finite(checked) & self._is_usable(model, scaling)
+        result = Result.where(is_good, state.result, Result.non_finite)
         result = Result.where(state.step < steps, result, Result.budget_spent)
         result = Result.where(state.result == Result.successful, result, state.result)
         is_good = result == Result.successful
@@ -354,6 +362,21 @@ class PrivateGradient(eqx.Module):
         step = state.step + (state.step < steps).astype(state.step.dtype)
         new = PrivateGradientState(state.key, step, buffers, clipping, metrics, result)
         return grads, new, Sensitive(diagnostics)
+
+    def _is_usable(self, model: PyTree, scaling: PyTree) -> Bool[Array, ""]:
+        """Whether the PUBLIC inputs of a step can give a gradient at all.
+
+        Parameters that are not finite make every example's gradient NaN; each is left out, and what remains is finite, pure noise. They are known
+        to whoever sees the gradients, so to stop there tells nothing. That the losses of a batch are NaN must NOT be looked at here: it depends on
+        the examples, and whether a run stops is published. `dpx.metrics.Dropped` tells how many were left out, with noise.
+        """
+        params, frozen = eqx.partition(model, self.filter_spec)
+        # a frozen infinity may be meant, as in an attention mask
+        others = eqx.filter((frozen, self.loss, self.metrics), eqx.is_inexact_array)
+        positive = [self.normalizer, *(metric.noise_multiplier for metric in self.metrics.values())]
+        leaves = [jnp.all(x > 0) & jnp.all(x < jnp.inf) for x in [*positive, *jax.tree.leaves(scaling)]]
+        leaves += [~jnp.any(jnp.isnan(x)) for x in jax.tree.leaves(others)]
+        return jnp.all(jnp.stack([is_finite(eqx.filter(params, eqx.is_inexact_array)), *leaves]))
 
     def clipped_sum(self, model: PyTree, batch: Any, *, mask: Any = None, key: Any = None) -> Sensitive:
         """The sum of clipped gradients, without noise and not divided: for tests and mechanisms of your own.

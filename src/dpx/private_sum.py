@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from ._checks import positive_int
 from ._loss import check_batch
 from ._sensitive import Sensitive
-from ._tree import path_str, wide_dtype
+from ._tree import is_finite, path_str, wide_dtype
 from ._types import Participation, RealScalarLike
 from .clipping import AbstractClipping
 from .gradients import Vectorized
@@ -102,7 +102,10 @@ class PrivateSum(eqx.Module):
         **Returns:** the private sum, with the structure of `fn`'s output; the next state; and `Sensitive` diagnostics, whose `norms` are those
         of the outputs.
         """
-        return self._aggregate(model)(self._zeros(model, batch), batch, state, mask=mask, key=key)
+        # zeros, but NaN where every output would be: that a model is not finite is public, and must not pass for an empty batch
+        is_good = is_finite(eqx.filter(model, eqx.is_inexact_array))
+        weights = jax.tree.map(lambda x: jnp.where(is_good, x, jnp.full_like(x, jnp.nan)), self._zeros(model, batch))
+        return self._aggregate(model)(weights, batch, state, mask=mask, key=key)
 
     def clipped_sum(self, model: PyTree, batch: Any, *, mask: Any = None, key: Any = None) -> Sensitive:
         """The sum of clipped outputs, without noise and not divided."""

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from .._checks import is_traced, positive_scalar
+from .._checks import is_traced, positive_scalar, usable
 from .._sensitive import Sensitive
 from .._types import RealScalarLike
 from ..random import check_key, fresh_key
@@ -199,9 +200,11 @@ def check_multiplier(name: str, noise_multiplier: Any) -> Float[Array, ""]:
     if noise_multiplier is None:
         raise ValueError(_MSG_NO_BUDGET.format(name=name))
     number = positive_scalar(f"metrics.{name}(noise_multiplier=...)", noise_multiplier)
-    if not is_traced(number) and float(number) > LARGEST_MULTIPLIER:
+    if is_traced(noise_multiplier):
+        return usable(number, number <= LARGEST_MULTIPLIER)
+    if float(np.asarray(noise_multiplier)) > LARGEST_MULTIPLIER:
         raise ValueError(
-            f"`metrics.{name}(noise_multiplier=...)` must be at most {LARGEST_MULTIPLIER:g}, where nothing is left to be seen; got {float(number):g}."
+            f"`metrics.{name}(noise_multiplier=...)` must be at most {LARGEST_MULTIPLIER:g}, where nothing is left to be seen; got {float(np.asarray(noise_multiplier)):g}."
         )
     return number
 
@@ -218,13 +221,19 @@ def check_values(name: str, values: Any) -> Values:
 
 def check_range(name: str, low: Any, high: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Two finite numbers as float32, the lower one first."""
-    low, high = jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32)
-    if not (is_traced(low) or is_traced(high)) and not (bool(low < high) and bool(jnp.isfinite(high - low))):
+    if is_traced(low) or is_traced(high):
+        low, high = jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32)
+        is_range = (low < high) & jnp.isfinite(high - low)
+        return usable(low, is_range), usable(high, is_range)
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = np.asarray(low).astype(np.float32), np.asarray(high).astype(np.float32)
+        is_range = bool((low < high) & np.isfinite(high - low))
+    if not is_range:
         raise ValueError(
             f"`metrics.{name}(low=..., high=...)` must be finite in float32, and `low` below `high`; got {float(low):g} and {float(high):g}. They "
             "must be chosen without looking at the data."
         )
-    return low, high
+    return jnp.asarray(low), jnp.asarray(high)
 
 
 def check_expected(name: str, expected_size: Float[Array, ""] | None) -> Float[Array, ""]:
