@@ -204,7 +204,8 @@ def check_multiplier(name: str, noise_multiplier: Any) -> Float[Array, ""]:
         return usable(number, number <= LARGEST_MULTIPLIER)
     if float(np.asarray(noise_multiplier)) > LARGEST_MULTIPLIER:
         raise ValueError(
-            f"`metrics.{name}(noise_multiplier=...)` must be at most {LARGEST_MULTIPLIER:g}, where nothing is left to be seen; got {float(np.asarray(noise_multiplier)):g}."
+            f"`metrics.{name}(noise_multiplier=...)` must be at most {LARGEST_MULTIPLIER:g}, where nothing is left to be seen; got "
+            f"{float(np.asarray(noise_multiplier)):g}."
         )
     return number
 
