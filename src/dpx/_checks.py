@@ -86,12 +86,17 @@ def positive_scalar(call: str, value: RealScalarLike, why: str = "") -> Float[Ar
     number = float(np.asarray(value))
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"`{call}` must be positive and finite; got {number}.{' ' + why if why else ''}")
-    rounded = np.float32(number)
-    if float(rounded) < number:
-        rounded = np.nextafter(rounded, np.float32(np.inf))
+    rounded = rounded_up(number)
     if not np.isfinite(rounded):
         raise ValueError(f"`{call}` must fit into float32; got {number}.")
     return jnp.asarray(rounded)
+
+
+def rounded_up(number: float) -> np.float32:
+    """The least float32 that is not below `number`."""
+    with np.errstate(over="ignore"):
+        rounded = np.float32(number)
+    return np.nextafter(rounded, np.float32(np.inf)) if float(rounded) < number else rounded
 
 
 def positive_int(call: str, value: Any) -> int:

@@ -1,7 +1,7 @@
 """`PrivateGradient`: clip, sum, add noise, divide by a public number."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from ._checks import positive_int, positive_scalar, usable
+from ._checks import is_traced, positive_int, positive_scalar, usable
 from ._loss import PerExample, Scaled, check_batch, check_mask, check_model, check_scaling, trainable
 from ._sensitive import Sensitive
 from ._tree import expand_like, is_finite, leaf_paths, root, wide_dtype
@@ -36,6 +36,66 @@ class Result(eqx.Enumeration):
         "The private gradient, or something public that it needs (the model's parameters, the state, the noise multiplier, a clip norm, the "
         "normalizer, the scaling), became infinite or NaN, or was not positive where it must be; its gradients are NaN from there on."
     )
+    not_the_plan = (
+        "The noise, clipping, normalizer or metrics of a plan's gradient were changed after the plan had made it, so that its statement is not about "
+        "this run; the gradients are NaN. Make one plan for each choice."
+    )
+
+
+_MSG_NOT_THE_PLAN = (
+    "This gradient was made by a plan, whose statement rests on {stated}; it now has {got}. Change the plan, as with "
+    "`plan.with_noise_multiplier(...)`, and make a new gradient of it: one plan for each choice, also in a sweep. A `dpx.PrivateGradient` that "
+    "no plan made may be changed at will, and states nothing."
+)
+
+
+class Stated(NamedTuple):
+    """What a plan's statement says about its gradient; hashable, so that it stays beside the numbers that `eqx.tree_at` can reach.
+
+    **Arguments:**
+
+    - `structure`: the tree of clipping, noise, normalizer and metrics, with all that is static in them.
+    - `numbers`: path and value of each of its arrays.
+    - `rest`: steps, participation and unit.
+    """
+
+    structure: Any
+    numbers: tuple[tuple[str, tuple[float, ...]], ...]
+    rest: tuple[Any, ...]
+
+
+def stated_of(clipping: Any, noise: Any, normalizer: Any, metrics: Any, *rest: Any) -> Stated | None:
+    """The record of these parts; None if a number among them is traced, about which nothing can be stated."""
+    tree = {"clipping": clipping, "noise": noise, "normalizer": normalizer, "metrics": metrics}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if any(is_traced(leaf) for _, leaf in leaves):
+        return None
+    number = lambda leaf: tuple(np.asarray(leaf).ravel().tolist())
+    name = lambda path: path[0].key + jax.tree_util.keystr(path[1:])
+    return Stated(jax.tree.structure(tree), tuple((name(p), number(x)) for p, x in leaves), rest)
+
+
+def check_stated(stated: Stated | None, clipping: Any, noise: Any, normalizer: Any, metrics: Any, *rest: Any) -> Array:
+    """Whether these parts are those of the record, on the device; raises where the host can tell that they are not."""
+    if stated is None:
+        return jnp.array(True)
+    tree = {"clipping": clipping, "noise": noise, "normalizer": normalizer, "metrics": metrics}
+    if jax.tree.structure(tree) != stated.structure or rest != stated.rest:
+        kinds = f"a `{type(clipping).__name__}`, a `{type(noise).__name__}` and {rest}, or other options of them"
+        raise ValueError(
+            _MSG_NOT_THE_PLAN.format(stated="another clipping, noise, or choice of metrics or steps", got=kinds)
+        )
+    is_same = [jnp.array(True)]
+    for (path, numbers), leaf in zip(stated.numbers, jax.tree.leaves(tree), strict=True):
+        if is_traced(leaf):
+            expected = jnp.asarray(
+                np.reshape(np.asarray(numbers, leaf.dtype), leaf.shape if leaf.size == len(numbers) else -1)
+            )
+            is_same.append(jnp.all(leaf == expected))
+        elif (got := tuple(np.asarray(leaf).ravel().tolist())) != numbers:
+            shown = lambda n: ", ".join(f"{x:.9g}" for x in n[:3]) + (", ..." if len(n) > 3 else "")
+            raise ValueError(_MSG_NOT_THE_PLAN.format(stated=f"{path} = {shown(numbers)}", got=shown(got)))
+    return jnp.all(jnp.stack(is_same))
 
 
 class PrivateGradientState(eqx.Module):
@@ -158,6 +218,8 @@ class PrivateGradient(eqx.Module):
         gradient that is clipped.
     - `within_user`: whether a user's gradient is the `"mean"` or the `"sum"` over the user's examples.
     - `metrics`: private statistics to release at every step, by name; see `PrivacyPlan.with_metrics`, which accounts for them.
+    - `stated`: what a plan that made this states about it; a gradient whose numbers differ from it is refused (where they are traced, it is NaN and
+        `Result.not_the_plan`). Yours to leave alone.
     """
 
     loss: Callable[..., Any]
@@ -172,6 +234,7 @@ class PrivateGradient(eqx.Module):
     unit: str = eqx.field(static=True)
     within_user: WithinUser = eqx.field(static=True)
     metrics: dict[str, AbstractMetric]
+    stated: Stated | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -188,6 +251,7 @@ class PrivateGradient(eqx.Module):
         unit: str = "example",
         within_user: str = "mean",
         metrics: dict[str, Any] | None = None,
+        stated: Stated | None = None,
     ):
         if not callable(loss):
             raise ValueError(f"`PrivateGradient(loss=...)` must be a function `loss(model, *example)`; got {loss!r}.")
@@ -217,6 +281,12 @@ class PrivateGradient(eqx.Module):
         self.within_user = within_user  # pyright: ignore[reportAttributeAccessIssue]
         self.metrics = {} if metrics is None else dict(metrics)
         check_joint_noise(clipping, noise, self.steps, self.participation)
+        self.stated = stated
+        self._is_the_plans()
+
+    def _is_the_plans(self) -> Array:
+        rest = (self.steps, self.participation, self.unit)
+        return check_stated(self.stated, self.clipping, self.noise, self.normalizer, self.metrics, *rest)
 
     @property
     def sensitivity(self) -> float:
@@ -282,7 +352,6 @@ class PrivateGradient(eqx.Module):
     def _scale(self) -> Float[Array, ""]:
         return joint_scale(self.clipping, self.noise, self.steps, self.participation)
 
-    @eqx.filter_jit
     def __call__(
         self,
         model: PyTree,
@@ -317,6 +386,16 @@ class PrivateGradient(eqx.Module):
         What is only known on the device, a parameter or a traced number that is not finite or not positive where it must be, gives NaN and
         `Result.non_finite`, which `state.raise_if_failed()` raises on the host.
         """
+        if self.stated is not None and not hasattr(self, "_is_verified"):
+            self._is_the_plans()
+            # not a field, so that whatever copies the module with other leaves copies it without this
+            object.__setattr__(self, "_is_verified", True)
+        return self._step(model, batch, state, mask, key, scaling)
+
+    @eqx.filter_jit
+    def _step(
+        self, model: PyTree, batch: Any, state: PrivateGradientState, mask: Any, key: Any, scaling: PyTree
+    ) -> tuple[PyTree, PrivateGradientState, Sensitive]:
         if key is None:
             key = jr.fold_in(jr.fold_in(state.key, _LOSS), state.step)
         out, mask = self._clipped(model, batch, state.clipping, mask, key, scaling)
@@ -352,6 +431,7 @@ class PrivateGradient(eqx.Module):
         checked = (out.total, scale, clipping, rescale, grads if is_late else None)
         is_good = is_finite(checked) & self._is_usable(model, scaling)
         result = Result.where(is_good, state.result, Result.non_finite)
+        result = Result.where(self._is_the_plans(), result, Result.not_the_plan)
         result = Result.where(state.step < steps, result, Result.budget_spent)
         result = Result.where(state.result == Result.successful, result, state.result)
         is_good = result == Result.successful
