@@ -17,7 +17,7 @@ from ._tree import expand_like, is_finite, leaf_paths, root, wide_dtype
 from ._types import Params, Participation, RealScalarLike
 from ._user import PerUser, WithinUser, check_user_batch
 from .clipping import AbstractClipping, NoClipping
-from .gradients import AbstractGradientMethod, Auto, ClippedSum, LeafPlan, ghost_check
+from .gradients import AbstractGradientMethod, Auto, ClippedSum, LeafPlan, ghost_check, unreached_paths, watched
 from .metrics import AbstractMetric
 from .noise import AbstractIntegerNoise, AbstractNoise, Rounding, check_joint_noise, joint_scale
 from .random import check_key, fresh_key
@@ -492,6 +492,17 @@ class PrivateGradient(eqx.Module):
         pairs = zip(leaf_paths(arrays), jax.tree.leaves(arrays), strict=True)
         return Explanation(tuple(row(path, leaf) for path, leaf in pairs))
 
+    def unreached(self, model: PyTree, batch: Any) -> tuple[str, ...]:
+        """The paths of trained leaves that the loss certainly does not depend on: they get noise at every step, and no gradient.
+
+        A step warns of them, once. Leave them out with `filter_spec`.
+
+        **Arguments:** `model` and `batch` as for a step; only their shapes matter.
+        """
+        params, per_example, examples, _ = self._problem(model, batch, None, jr.key(0))
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), examples)
+        return unreached_paths(jax.make_jaxpr(per_example)(params, one), params)
+
     def check(self, model: PyTree, batch: Any, *, key: Any = None) -> "Check":
         """Compares the ghost engine with one gradient per example, on your model and your data.
 
@@ -548,6 +559,7 @@ class PrivateGradient(eqx.Module):
         options = {} if rounding is None else {"quantise": rounding.quantise}
         factors = lambda norms: self.clipping.factors(tightened(norms), clipping_state)
         order = self.clipping.order
+        per_example = watched(per_example, self.loss)
         out = self.method.clipped_sum(per_example, params, examples, mask, labels, order, factors, **options)
         original, _ = trainable(model, self.filter_spec)
         total = jax.tree.map(like, out.total, original)
