@@ -132,7 +132,8 @@ class Diagnostics(eqx.Module):
     **Arguments:**
 
     - `losses`: loss of each example, shape `(batch,)`.
-    - `norms`: norm of each example's unclipped gradient, shape `(batch,)`.
+    - `norms`: norm of each example's unclipped gradient, shape `(batch,)`; infinite or NaN exactly where the example was left out of the sum,
+        because its gradient was.
     - `group_norms`: the same in each clip group, shape `(batch, groups)`.
     - `aux`: what the loss returned besides, stacked on a leading axis; None without `has_aux`.
     - `mask`: which examples are real, shape `(batch,)`.
@@ -598,5 +599,10 @@ def _diagnostics(out: ClippedSum, mask: Array, order: int) -> Diagnostics:
         return jnp.where(expand_like(mask, x), x, jnp.zeros((), x.dtype))
 
     norms = real(out.norms)
-    overall = root(jnp.sum(norms**order, axis=1), order)
+    # scaled, and at most the largest number, so that it is finite wherever the norm of every group is: then the example was not left out
+    largest = jnp.max(norms, axis=1, keepdims=True)
+    scale = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
+    overall = root(jnp.sum((norms / scale) ** order, axis=1), order) * scale[:, 0]
+    is_kept = jnp.all(jnp.isfinite(norms), axis=1)
+    overall = jnp.where(is_kept, jnp.minimum(overall, jnp.finfo(overall.dtype).max), overall)
     return Diagnostics(real(out.losses), overall, norms, jax.tree.map(real, out.aux), mask)

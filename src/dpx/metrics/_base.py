@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -49,6 +49,8 @@ class AbstractMetric(eqx.Module):
     """Of one Gaussian query of sensitivity 1 that covers all that is released at one step."""
     values: eqx.AbstractVar[Values]
     """Where a step's diagnostics have the value of each example."""
+    takes_all: ClassVar[bool] = False
+    """Whether values that are not finite are measured too. Elsewhere they are left out, and read zero."""
 
     @abc.abstractmethod
     def init(self) -> PyTree:
@@ -103,8 +105,8 @@ class AbstractMetric(eqx.Module):
         - `expected_batch_size`: a public number; never how many are real.
         - `key`: for the noise; used for nothing else.
         """
-        values, is_finite = _finite(_read(self.values, diagnostics, mask))
-        return self.measure(state, values, is_finite & mask, expected_batch_size, key)
+        values, is_known = _known(_read(self.values, diagnostics, mask), self.takes_all)
+        return self.measure(state, values, is_known & mask, expected_batch_size, key)
 
     def release(
         self, values: Any, *, mask: Any = None, expected_size: RealScalarLike | None = None, key: Any = None
@@ -135,8 +137,8 @@ class AbstractMetric(eqx.Module):
             key = fresh_key()
         check_key(f"{call}(key=...)", key)
         size = None if expected_size is None else positive_scalar(f"{call}(expected_size=...)", expected_size)
-        array, is_finite = _finite(array)
-        return self.answer(array, is_finite & mask, size, key)
+        array, is_known = _known(array, self.takes_all)
+        return self.answer(array, is_known & mask, size, key)
 
 
 class Released(eqx.Module):
@@ -260,8 +262,10 @@ def _read(values: Values, diagnostics: Any, mask: Bool[Array, " batch"]) -> Arra
     return array
 
 
-def _finite(values: Array) -> tuple[Float[Array, " batch"], Bool[Array, " batch"]]:
-    """The values as float32, zero where they are not finite, and where they are."""
+def _known(values: Array, takes_all: bool) -> tuple[Float[Array, " batch"], Bool[Array, " batch"]]:
+    """The values as float32, and which can be measured; zero where not."""
     values = values.astype(jnp.float32)
+    if takes_all:
+        return values, jnp.ones(values.shape, bool)
     is_finite = jnp.isfinite(values)
     return jnp.where(is_finite, values, 0.0), is_finite
