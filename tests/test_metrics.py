@@ -305,7 +305,7 @@ def test_dropped_examples_are_counted_where_they_are_dropped():
         state.raise_if_failed()
     _, state, _ = private_grad(model, (x[:0],), private_grad.init(model))
     assert private_grad.metric_values(state)["dropped"] == pytest.approx(0.0, abs=1e-4)
-    assert metrics.Dropped(tiny).release(np.float32([1.0, np.inf, np.nan]), key=jr.key(0)) == pytest.approx(
+    assert metrics.Dropped(tiny).release(np.array([1.0, np.inf, np.nan], np.float32), key=jr.key(0)) == pytest.approx(
         2.0, abs=1e-4
     )
 
@@ -313,7 +313,9 @@ def test_dropped_examples_are_counted_where_they_are_dropped():
 def test_the_count_of_dropped_ones_has_its_noise_and_is_in_the_event():
     metric = metrics.Dropped(2.0)
     out = np.asarray(
-        jax.vmap(lambda key: metric.release(np.float32([1.0, np.inf, np.nan]), key=key))(jr.split(jr.key(5), 20_000)),
+        jax.vmap(lambda key: metric.release(np.array([1.0, np.inf, np.nan], np.float32), key=key))(
+            jr.split(jr.key(5), 20_000)
+        ),
         np.float64,
     )
     # 6 standard errors: passed once in 5e8

@@ -78,9 +78,10 @@ def positive_scalar(call: str, value: RealScalarLike, why: str = "") -> Float[Ar
     A traced one that is not is NaN: see `usable`.
     """
     if is_traced(value):
-        rounded = jnp.asarray(value, jnp.float32)
-        if rounded.dtype != value.dtype:
-            is_below = rounded.astype(value.dtype) < value
+        traced: Any = value
+        rounded = jnp.asarray(traced, jnp.float32)
+        if rounded.dtype != traced.dtype:
+            is_below = rounded.astype(traced.dtype) < traced
             rounded = jnp.where(is_below, jnp.nextafter(rounded, jnp.full((), jnp.inf, jnp.float32)), rounded)
         return usable(rounded)
     number = float(np.asarray(value))

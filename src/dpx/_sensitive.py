@@ -147,19 +147,18 @@ def _is_cell(x: Any) -> bool:
 
 
 def _seal(leaf: Any) -> Any:
-    is_python = isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic)
-    if is_python or isinstance(leaf, np.generic):
-        leaf = np.asarray(leaf)
     if isinstance(leaf, Sensitive):
         return leaf
-    if not eqx.is_array(leaf):
+    is_python = isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic)
+    array: Any = np.asarray(leaf) if is_python or isinstance(leaf, np.generic) else leaf
+    if not isinstance(array, jax.Array | np.ndarray):
         return _Box(leaf)
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return _Sealed(_scrambled(jr.key_data(leaf)), jr.key_impl(leaf), False)
-    if not (leaf.dtype == np.bool_ or jnp.issubdtype(leaf.dtype, jnp.number)):
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return _Sealed(_scrambled(jr.key_data(array)), jr.key_impl(array), False)
+    if not (array.dtype == np.bool_ or jnp.issubdtype(array.dtype, jnp.number)):
         return _Box(leaf)
-    parts = (leaf.real, leaf.imag) if leaf.dtype.kind == "c" else (leaf,)
-    return _Sealed(tuple(word for part in parts for word in _scrambled(part)), np.dtype(leaf.dtype), is_python)
+    parts = (array.real, array.imag) if array.dtype.kind == "c" else (array,)
+    return _Sealed(tuple(word for part in parts for word in _scrambled(part)), np.dtype(array.dtype), is_python)
 
 
 # Number by number, since what is in here may be sliced, stacked and sharded while it is sealed. With odd m, x -> (x ^ a) m is a bijection

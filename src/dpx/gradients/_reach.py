@@ -124,7 +124,7 @@ def _name(source: Any, paths: tuple[str, ...]) -> None:
     if paths:
         several = len(paths) > 1
         shown = ", ".join(f"`{path}`" for path in paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
-        where = f"({', '.join(f'm{path}' for path in paths[:8])})" if several else f"m{paths[0]}"
+        where = f"({', '.join(f'm{path}' for path in paths[:8])})" if several else "m" + "".join(paths)
         words = {"they": "they walk" if several else "it walks", "them": "them" if several else "it"}
         falses = f"({', '.join(['False'] * min(len(paths), 8))})" if several else "False"
         warnings.warn(_MSG_UNREACHED.format(paths=shown, where=where, falses=falses, **words), stacklevel=2)
