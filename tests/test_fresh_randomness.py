@@ -113,6 +113,14 @@ def test_nothing_is_drawn_inside_a_transformation(name):
     assert set(refused) == set(DRAWS)
 
 
+@pytest.mark.parametrize("name", ["jit", "vmap", "filter_vmap over nothing", "grad", "scan", "shard_map"])
+def test_the_trace_state_alone_tells_transformations_from_none(name, monkeypatch):
+    monkeypatch.setattr(_checks, "_TRACERS", ())
+    seen = []
+    TRANSFORMATIONS[name](lambda x: (seen.append(_checks.is_tracing()), x)[1])
+    assert seen and all(seen) and not _checks.is_tracing()
+
+
 def test_the_sweep_whose_noise_cancelled_is_refused_and_right_with_a_key_for_each_lane():
     batch = make_batch()
 

@@ -103,6 +103,8 @@ def test_the_host_refuses_the_same_numbers(name):
 def test_lanes_of_a_sweep_are_marked_one_by_one():
     noises = eqx.filter_vmap(lambda s: G(s))(jnp.array([1.0, 0.0, -2.0, jnp.nan, 3.0]))
     clippings = eqx.filter_vmap(lambda c: F(c))(jnp.array([1.0, 1.0, 1.0, 1.0, 0.0]))
+    assert np.isnan(noises.noise_multiplier).tolist() == [False, True, True, True, False]
+    assert np.isnan(clippings.norm).tolist() == [False] * 4 + [True]
     keys = jr.split(jr.key(1), 5)
 
     def one(noise, clipping, key):
@@ -156,17 +158,19 @@ def test_a_scaling_that_is_not_positive_is_marked(value):
 
 
 def test_metrics_and_releases_without_noise_are_nan():
-    for value in (0.0, -1.0, np.nan, np.inf):
-        for make in (
-            lambda v: metrics.Count(None, v),
-            lambda v: metrics.Mean(None, 0.0, 1.0, v),
-            lambda v: metrics.Dropped(v),
-            lambda v: metrics.Histogram(None, [0, 1, 2], v),
-        ):
-            release = lambda v, make=make: make(v).release(np.ones(3, np.float32), expected_size=3, key=KEY)
-            assert np.isnan(jax.jit(release)(value)).all()
+    for make in (
+        lambda v: metrics.Count(None, v),
+        lambda v: metrics.Mean(None, 0.0, 1.0, v),
+        lambda v: metrics.Dropped(v),
+        lambda v: metrics.Histogram(None, [0, 1, 2], v),
+    ):
+        release = eqx.filter_jit(lambda m: m.release(np.ones(3, np.float32), expected_size=3, key=KEY))
+        made = jax.jit(lambda v, make=make, release=release: release(make(v)))
+        assert np.isfinite(made(1.0)).all()
+        for value in (0.0, -1.0, np.nan, np.inf):
+            assert np.isnan(made(value)).all()
             swapped = eqx.tree_at(lambda m: m.noise_multiplier, make(1.0), jnp.float32(value))
-            assert np.isnan(swapped.release(np.ones(3, np.float32), expected_size=3, key=KEY)).all()
+            assert np.isnan(release(swapped)).all()
 
 
 def test_traced_multipliers_are_rounded_up():
