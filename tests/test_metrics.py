@@ -264,6 +264,83 @@ def test_events_and_fresh_keys():
         jax.jit(lambda v: metric.release(v, expected_size=2))(jnp.ones(2))
 
 
+# --- Dropped examples ----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(values=anything, mask=st.lists(st.booleans(), min_size=SIZE, max_size=SIZE))
+def test_guarantee_one_example_moves_the_number_of_dropped_ones_by_at_most_one(values, mask):
+    metric, values, mask = metrics.Dropped(2.0), np.asarray(values, np.float32), np.asarray(mask)
+    count = lambda mask: as_float64(exact_sum(metric.contributions(jnp.asarray(values)), jnp.asarray(mask)))
+    assert count(mask) == (~np.isfinite(values) & mask).sum()
+    for i in range(SIZE):
+        assert abs(count(mask) - count(mask & (np.arange(SIZE) != i))) <= 1
+
+
+def test_dropped_examples_are_counted_where_they_are_dropped():
+    def loss(model, x):
+        # x = 1 gives an infinite gradient, x = 2 one that is NaN, x = 3 an infinite loss of finite gradient
+        extra = jnp.where(x == 3, jnp.inf, 0.0)
+        scale = jnp.where(x == 1, jnp.float32(3e38) * 10, jnp.where(x == 2, jnp.nan, 1.0))
+        return jnp.sum(model["w"]) * scale + jax.lax.stop_gradient(extra)
+
+    tiny = 1e-6
+    model = {"w": jnp.ones(3)}
+    private_grad = dpx.PrivateGradient(
+        loss,
+        dpx.FlatClipping(1.0),
+        dpx.IndependentGaussian(1e-6),
+        metrics={"dropped": metrics.Dropped(tiny), "size": metrics.Count(None, tiny)},
+    )
+    x = np.array([1, 0, 2, 3, 1, 1, 0, 2], np.float32)
+    mask = np.array([1, 1, 1, 1, 1, 0, 0, 0], bool)  # the last three are padding, two of them not finite
+    for method in (dpx.Auto(), dpx.Vectorized(3)):
+        run = eqx.tree_at(lambda p: p.method, private_grad, method, is_leaf=lambda y: y is private_grad.method)
+        grads, state, diagnostics = run(model, (x,), run.init(model), mask=mask)
+        seen = diagnostics.reveal()
+        np.testing.assert_array_equal(~np.isfinite(seen.norms), [1, 0, 1, 0, 1, 0, 0, 0])
+        values = run.metric_values(state)
+        assert values["dropped"] == pytest.approx(3.0, abs=1e-4) and values["size"] == pytest.approx(5.0, abs=1e-4)
+        np.testing.assert_allclose(grads["w"], 2 / np.sqrt(3) * np.ones(3), rtol=1e-4)  # the two that were kept
+        state.raise_if_failed()
+    _, state, _ = private_grad(model, (x[:0],), private_grad.init(model))
+    assert private_grad.metric_values(state)["dropped"] == pytest.approx(0.0, abs=1e-4)
+    assert metrics.Dropped(tiny).release(np.array([1.0, np.inf, np.nan], np.float32), key=jr.key(0)) == pytest.approx(
+        2.0, abs=1e-4
+    )
+
+
+def test_the_count_of_dropped_ones_has_its_noise_and_is_in_the_event():
+    metric = metrics.Dropped(2.0)
+    out = np.asarray(
+        jax.vmap(lambda key: metric.release(np.array([1.0, np.inf, np.nan], np.float32), key=key))(
+            jr.split(jr.key(5), 20_000)
+        ),
+        np.float64,
+    )
+    # 6 standard errors: passed once in 5e8
+    assert abs(out.mean() - 2.0) < 6 * 2 / math.sqrt(20_000) and abs(out.std() / 2 - 1) < 6 / math.sqrt(40_000)
+    plan = dpx.dp_sgd(100, 10, 5, noise_multiplier=2.0).with_metrics(dropped=metrics.Dropped(3.0))
+    event: Any = plan.event
+    assert event.event.event.noise_multiplier == pytest.approx((1 / 4 + 1 / 9) ** -0.5)
+
+
+def test_norms_of_groups_that_are_finite_have_a_finite_norm_together():
+    # each square fits into float32, their sum does not, and nothing was left out
+    from dpx.clipping import GroupClipping
+
+    private_grad = dpx.PrivateGradient(
+        lambda m, x: m["a"] * x + m["b"] * x,
+        GroupClipping({"a": 1.0, "b": 1.0}),
+        dpx.IndependentGaussian(1.0),
+        method=dpx.Vectorized(),
+    )
+    model = {"a": jnp.ones(()), "b": jnp.ones(())}
+    x = np.array([1.5e19, 1e-3], np.float32)
+    norms = private_grad(model, (x,), private_grad.init(model))[2].reveal().norms
+    np.testing.assert_allclose(norms, np.sqrt(2) * x.astype(np.float64), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "make, match",
     [
@@ -271,6 +348,7 @@ def test_events_and_fresh_keys():
         (lambda: metrics.Histogram("losses", [0, 1, 2]), "no budget"),
         (lambda: metrics.Quantile("losses", 0.5, 0, 1), "no budget"),
         (lambda: metrics.Count(), "no budget"),
+        (lambda: metrics.Dropped(), "no budget"),
         (lambda: metrics.Sum("losses", 0, 1, -1.0), "positive"),
         (lambda: metrics.Sum("losses", 0, 1, 1e6), "at most"),
         (lambda: metrics.Mean("losses", 1, 1, 1.0), "`low` below"),

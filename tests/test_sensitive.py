@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dpx
-from conftest import ENVIRONMENT
+from conftest import ENVIRONMENT, loss
 
 SECRET = dpx.Sensitive({"norms": jnp.array([123.456, 7.0]), "note": "secret-string", "n": 98765})
 
@@ -82,3 +82,84 @@ def test_fresh_randomness_is_refused_while_tracing():
     for draw in (dpx.random.fresh_key, dpx.random.fresh_seed):
         with pytest.raises(RuntimeError, match="tracing"):
             jax.jit(lambda draw=draw: (draw(), 0)[1])()
+
+
+VALUES = {
+    "float32": jnp.array([1.5, -2.0, jnp.nan, jnp.inf, 0.0, 1e-40]),
+    "bfloat16": jnp.array([1.5, -2.0], jnp.bfloat16),
+    "float16": jnp.array([1.5, -2.0], jnp.float16),
+    "int32": jnp.array([3, -7]),
+    "int8": jnp.array([3, -7], jnp.int8),
+    "int4": jnp.array([3, -7], jnp.int4),
+    "bool": jnp.array([True, False]),
+    "complex64": jnp.array([1 + 2j, -3j]),
+    "empty": jnp.zeros((0, 3)),
+    "scalar": jnp.float32(3.0),
+    "numpy float64": np.array([1 / 3, -2.0]),
+    "numpy int64": np.array([2**40, -1]),
+    "numpy float32": np.array([[1.5], [2.5]], np.float32),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_reveal_gives_back_every_bit_also_through_jit(name):
+    value = VALUES[name]
+    back = dpx.Sensitive(value).reveal()
+    assert back.dtype == value.dtype and type(back) is type(value)
+    np.testing.assert_array_equal(np.asarray(back), np.asarray(value))
+    passed = jax.jit(lambda s: s)(dpx.Sensitive(value)).reveal()
+    expected = jax.jit(lambda x: x)(value)  # what JAX makes of 64 bits
+    assert passed.dtype == expected.dtype
+    if name != "numpy int64":  # cut to 32 bits either way
+        np.testing.assert_array_equal(np.asarray(passed), np.asarray(expected))
+
+
+def test_other_leaves_come_back_too():
+    key = jr.key(3)
+    value = {"key": key, "n": 98765, "x": 0.1, "flag": True, "text": "secret", "nested": dpx.Sensitive(1)}
+    back = dpx.Sensitive(value).reveal()
+    assert (back["n"], back["x"], back["flag"], back["text"]) == (98765, 0.1, True, "secret")
+    assert isinstance(back["nested"], dpx.Sensitive) and back["nested"].reveal() == 1
+    assert (jr.key_data(back["key"]) == jr.key_data(key)).all()
+    assert jax.eval_shape(lambda: dpx.Sensitive(jnp.ones(3))).reveal() == jax.ShapeDtypeStruct((3,), jnp.float32)
+
+
+def test_leaves_and_tree_maps_show_no_number(model, batch):
+    private_grad = dpx.PrivateGradient(
+        lambda m, x, y: (loss(m, x, y), {"guess": m(x)}),
+        dpx.FlatClipping(0.5),
+        dpx.IndependentGaussian(1.0),
+        has_aux=True,
+    )
+    _, _, diagnostics = private_grad(model, batch, private_grad.init(model))
+    for sensitive in (diagnostics, private_grad.clipped_sum(model, batch), SECRET):
+        true = [
+            np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(sensitive.reveal()) if not isinstance(x, str)
+        ]
+        numbers = {v for x in true for v in x if v not in (0.0, 1.0)}
+        assert len(numbers) > 2
+        for leaf in [*jax.tree.leaves(sensitive), *jax.tree.leaves(jax.tree.map(lambda x: x, sensitive))]:
+            if hasattr(leaf, "dtype"):
+                assert np.asarray(leaf).dtype.kind == "u"
+                assert not numbers & set(np.asarray(leaf, np.float64).ravel().tolist())
+            assert "secret" not in repr(leaf)
+    # nor does an average of leaves tell the average of the values
+    seen = [float(np.mean(np.asarray(x, np.float64))) for x in jax.tree.leaves(diagnostics)]
+    assert min(abs(s - float(diagnostics.reveal().losses.mean())) for s in seen) > 1
+
+
+def test_sealed_values_are_sliced_stacked_and_sharded():
+    value = dpx.Sensitive(jnp.arange(12.0).reshape(4, 3))
+    rows = jax.lax.scan(lambda c, s: (c, s), None, value)[1]
+    np.testing.assert_array_equal(rows.reveal(), value.reveal())
+    made = jax.vmap(lambda x: dpx.Sensitive(2 * x))(jnp.arange(4.0))
+    np.testing.assert_array_equal(made.reveal(), [0, 2, 4, 6])
+    with jax.set_mesh(jax.make_mesh((4,), ("data",))):
+        spread = jax.device_put(value, jax.P("data"))
+        assert jax.typeof(spread.reveal()).sharding.spec[0] == "data"
+        np.testing.assert_array_equal(spread.reveal(), value.reveal())
+
+
+def test_a_gradient_through_a_sealed_value_is_refused_not_zero():
+    with pytest.raises(TypeError, match="cannot be differentiated"):
+        jax.grad(lambda x: jnp.sum(dpx.Sensitive(x).reveal()))(jnp.ones(2))

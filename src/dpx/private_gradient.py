@@ -1,23 +1,23 @@
 """`PrivateGradient`: clip, sum, add noise, divide by a public number."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from ._checks import positive_int, positive_scalar
+from ._checks import is_traced, positive_int, positive_scalar, usable
 from ._loss import PerExample, Scaled, check_batch, check_mask, check_model, check_scaling, trainable
 from ._sensitive import Sensitive
 from ._tree import expand_like, is_finite, leaf_paths, root, wide_dtype
 from ._types import Params, Participation, RealScalarLike
 from ._user import PerUser, WithinUser, check_user_batch
 from .clipping import AbstractClipping, NoClipping
-from .gradients import AbstractGradientMethod, Auto, ClippedSum, LeafPlan, ghost_check
+from .gradients import AbstractGradientMethod, Auto, ClippedSum, LeafPlan, ghost_check, unreached_paths, watched
 from .metrics import AbstractMetric
 from .noise import AbstractIntegerNoise, AbstractNoise, Rounding, check_joint_noise, joint_scale
 from .random import check_key, fresh_key
@@ -33,8 +33,69 @@ class Result(eqx.Enumeration):
     successful = "Every step so far was private and finite."
     budget_spent = "A step was asked for past the last one that the privacy budget covers; its gradients are NaN."
     non_finite = (
-        "The private gradient, or the state that it needs, became infinite or NaN; its gradients are NaN from there on."
+        "The private gradient, or something public that it needs (the model's parameters, the state, the noise multiplier, a clip norm, the "
+        "normalizer, the scaling), became infinite or NaN, or was not positive where it must be; its gradients are NaN from there on."
     )
+    not_the_plan = (
+        "The noise, clipping, normalizer or metrics of a plan's gradient were changed after the plan had made it, so that its statement is not about "
+        "this run; the gradients are NaN. Make one plan for each choice."
+    )
+
+
+_MSG_NOT_THE_PLAN = (
+    "This gradient was made by a plan, whose statement rests on {stated}; it now has {got}. Change the plan, as with "
+    "`plan.with_noise_multiplier(...)`, and make a new gradient of it: one plan for each choice, also in a sweep. A `dpx.PrivateGradient` that "
+    "no plan made may be changed at will, and states nothing."
+)
+
+
+class Stated(NamedTuple):
+    """What a plan's statement says about its gradient; hashable, so that it stays beside the numbers that `eqx.tree_at` can reach.
+
+    **Arguments:**
+
+    - `structure`: the tree of clipping, noise, normalizer and metrics, with all that is static in them.
+    - `numbers`: path and value of each of its arrays.
+    - `rest`: steps, participation and unit.
+    """
+
+    structure: Any
+    numbers: tuple[tuple[str, tuple[float, ...]], ...]
+    rest: tuple[Any, ...]
+
+
+def stated_of(clipping: Any, noise: Any, normalizer: Any, metrics: Any, *rest: Any) -> Stated | None:
+    """The record of these parts; None if a number among them is traced, about which nothing can be stated."""
+    tree = {"clipping": clipping, "noise": noise, "normalizer": normalizer, "metrics": metrics}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if any(is_traced(leaf) for _, leaf in leaves):
+        return None
+    number = lambda leaf: tuple(np.asarray(leaf).ravel().tolist())
+    name = lambda path: path[0].key + jax.tree_util.keystr(path[1:])
+    return Stated(jax.tree.structure(tree), tuple((name(p), number(x)) for p, x in leaves), rest)
+
+
+def check_stated(stated: Stated | None, clipping: Any, noise: Any, normalizer: Any, metrics: Any, *rest: Any) -> Array:
+    """Whether these parts are those of the record, on the device; raises where the host can tell that they are not."""
+    if stated is None:
+        return jnp.array(True)
+    tree = {"clipping": clipping, "noise": noise, "normalizer": normalizer, "metrics": metrics}
+    if jax.tree.structure(tree) != stated.structure or rest != stated.rest:
+        kinds = f"a `{type(clipping).__name__}`, a `{type(noise).__name__}` and {rest}, or other options of them"
+        raise ValueError(
+            _MSG_NOT_THE_PLAN.format(stated="another clipping, noise, or choice of metrics or steps", got=kinds)
+        )
+    is_same = [jnp.array(True)]
+    for (path, numbers), leaf in zip(stated.numbers, jax.tree.leaves(tree), strict=True):
+        if is_traced(leaf):
+            expected = jnp.asarray(
+                np.reshape(np.asarray(numbers, leaf.dtype), leaf.shape if leaf.size == len(numbers) else -1)
+            )
+            is_same.append(jnp.all(leaf == expected))
+        elif (got := tuple(np.asarray(leaf).ravel().tolist())) != numbers:
+            shown = lambda n: ", ".join(f"{x:.9g}" for x in n[:3]) + (", ..." if len(n) > 3 else "")
+            raise ValueError(_MSG_NOT_THE_PLAN.format(stated=f"{path} = {shown(numbers)}", got=shown(got)))
+    return jnp.all(jnp.stack(is_same))
 
 
 class PrivateGradientState(eqx.Module):
@@ -71,7 +132,8 @@ class Diagnostics(eqx.Module):
     **Arguments:**
 
     - `losses`: loss of each example, shape `(batch,)`.
-    - `norms`: norm of each example's unclipped gradient, shape `(batch,)`.
+    - `norms`: norm of each example's unclipped gradient, shape `(batch,)`; infinite or NaN exactly where the example was left out of the sum,
+        because its gradient was.
     - `group_norms`: the same in each clip group, shape `(batch, groups)`.
     - `aux`: what the loss returned besides, stacked on a leading axis; None without `has_aux`.
     - `mask`: which examples are real, shape `(batch,)`.
@@ -157,6 +219,8 @@ class PrivateGradient(eqx.Module):
         gradient that is clipped.
     - `within_user`: whether a user's gradient is the `"mean"` or the `"sum"` over the user's examples.
     - `metrics`: private statistics to release at every step, by name; see `PrivacyPlan.with_metrics`, which accounts for them.
+    - `stated`: what a plan that made this states about it; a gradient whose numbers differ from it is refused (where they are traced, it is NaN and
+        `Result.not_the_plan`). Yours to leave alone.
     """
 
     loss: Callable[..., Any]
@@ -171,6 +235,7 @@ class PrivateGradient(eqx.Module):
     unit: str = eqx.field(static=True)
     within_user: WithinUser = eqx.field(static=True)
     metrics: dict[str, AbstractMetric]
+    stated: Stated | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -187,6 +252,7 @@ class PrivateGradient(eqx.Module):
         unit: str = "example",
         within_user: str = "mean",
         metrics: dict[str, Any] | None = None,
+        stated: Stated | None = None,
     ):
         if not callable(loss):
             raise ValueError(f"`PrivateGradient(loss=...)` must be a function `loss(model, *example)`; got {loss!r}.")
@@ -216,6 +282,12 @@ class PrivateGradient(eqx.Module):
         self.within_user = within_user  # pyright: ignore[reportAttributeAccessIssue]
         self.metrics = {} if metrics is None else dict(metrics)
         check_joint_noise(clipping, noise, self.steps, self.participation)
+        self.stated = stated
+        self._is_the_plans()
+
+    def _is_the_plans(self) -> Array:
+        rest = (self.steps, self.participation, self.unit)
+        return check_stated(self.stated, self.clipping, self.noise, self.normalizer, self.metrics, *rest)
 
     @property
     def sensitivity(self) -> float:
@@ -234,7 +306,8 @@ class PrivateGradient(eqx.Module):
         **Raises:**
 
         - `ValueError` if the model cannot be trained privately: layers that mix examples, trainable leaves that are not real numbers.
-        - `RuntimeError` if called without a key inside a traced function.
+        - `RuntimeError` if called without a key inside any transformation of JAX's (a sweep with `vmap` needs a key for each lane), or in a run
+            of several processes, which must share one: `key=dpx.random.shared_key()`.
         """
         if key is None:
             key = fresh_key()
@@ -280,7 +353,6 @@ class PrivateGradient(eqx.Module):
     def _scale(self) -> Float[Array, ""]:
         return joint_scale(self.clipping, self.noise, self.steps, self.participation)
 
-    @eqx.filter_jit
     def __call__(
         self,
         model: PyTree,
@@ -311,7 +383,20 @@ class PrivateGradient(eqx.Module):
         **Raises:**
 
         - `ValueError` before anything compiles if loss, model, batch and mask do not fit.
+
+        What is only known on the device, a parameter or a traced number that is not finite or not positive where it must be, gives NaN and
+        `Result.non_finite`, which `state.raise_if_failed()` raises on the host.
         """
+        if self.stated is not None and not hasattr(self, "_is_verified"):
+            self._is_the_plans()
+            # not a field, so that whatever copies the module with other leaves copies it without this
+            object.__setattr__(self, "_is_verified", True)
+        return self._step(model, batch, state, mask, key, scaling)
+
+    @eqx.filter_jit
+    def _step(
+        self, model: PyTree, batch: Any, state: PrivateGradientState, mask: Any, key: Any, scaling: PyTree
+    ) -> tuple[PyTree, PrivateGradientState, Sensitive]:
         if key is None:
             key = jr.fold_in(jr.fold_in(state.key, _LOSS), state.step)
         out, mask = self._clipped(model, batch, state.clipping, mask, key, scaling)
@@ -340,9 +425,14 @@ class PrivateGradient(eqx.Module):
         steps = np.iinfo(np.int32).max if self.steps is None else self.steps
         # the sum before the noise, which is finite: XLA would draw the noise twice, for the gradients and for a check of them
         rescale = self.clipping.rescale(state.clipping)
-        late = grads if scaling is not None or isinstance(self.noise, AbstractIntegerNoise) else None
-        checked = (out.total, scale, buffers, clipping, rescale, late)
-        result = Result.where(is_finite(checked), state.result, Result.non_finite)
+        rescale = rescale if rescale is None else usable(rescale)
+        # Where noise is kept in buffers, the gradients: what is bad in a buffer ends there, and a check of the buffers themselves would read all of
+        # them and keep XLA from writing the one slot that changes in place.
+        is_late = scaling is not None or isinstance(self.noise, AbstractIntegerNoise) or bool(jax.tree.leaves(buffers))
+        checked = (out.total, scale, clipping, rescale, grads if is_late else None)
+        is_good = is_finite(checked) & self._is_usable(model, scaling)
+        result = Result.where(is_good, state.result, Result.non_finite)
+        result = Result.where(self._is_the_plans(), result, Result.not_the_plan)
         result = Result.where(state.step < steps, result, Result.budget_spent)
         result = Result.where(state.result == Result.successful, result, state.result)
         is_good = result == Result.successful
@@ -353,6 +443,21 @@ class PrivateGradient(eqx.Module):
         step = state.step + (state.step < steps).astype(state.step.dtype)
         new = PrivateGradientState(state.key, step, buffers, clipping, metrics, result)
         return grads, new, Sensitive(diagnostics)
+
+    def _is_usable(self, model: PyTree, scaling: PyTree) -> Bool[Array, ""]:
+        """Whether the PUBLIC inputs of a step can give a gradient at all.
+
+        Parameters that are not finite make every example's gradient NaN; each is left out, and what remains is finite, pure noise. They are known
+        to whoever sees the gradients, so to stop there tells nothing. That the losses of a batch are NaN must NOT be looked at here: it depends on
+        the examples, and whether a run stops is published. `dpx.metrics.Dropped` tells how many were left out, with noise.
+        """
+        params, frozen = eqx.partition(model, self.filter_spec)
+        # a frozen infinity may be meant, as in an attention mask
+        others = eqx.filter((frozen, self.loss, self.metrics), eqx.is_inexact_array)
+        positive = [self.normalizer, *(metric.noise_multiplier for metric in self.metrics.values())]
+        leaves = [jnp.all(x > 0) & jnp.all(x < jnp.inf) for x in [*positive, *jax.tree.leaves(scaling)]]
+        leaves += [~jnp.any(jnp.isnan(x)) for x in jax.tree.leaves(others)]
+        return jnp.all(jnp.stack([is_finite(eqx.filter(params, eqx.is_inexact_array)), *leaves]))
 
     def clipped_sum(self, model: PyTree, batch: Any, *, mask: Any = None, key: Any = None) -> Sensitive:
         """The sum of clipped gradients, without noise and not divided: for tests and mechanisms of your own.
@@ -387,6 +492,17 @@ class PrivateGradient(eqx.Module):
 
         pairs = zip(leaf_paths(arrays), jax.tree.leaves(arrays), strict=True)
         return Explanation(tuple(row(path, leaf) for path, leaf in pairs))
+
+    def unreached(self, model: PyTree, batch: Any) -> tuple[str, ...]:
+        """The paths of trained leaves that the loss certainly does not depend on: they get noise at every step, and no gradient.
+
+        A step warns of them, once. Leave them out with `filter_spec`.
+
+        **Arguments:** `model` and `batch` as for a step; only their shapes matter.
+        """
+        params, per_example, examples, _ = self._problem(model, batch, None, jr.key(0))
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), examples)
+        return unreached_paths(jax.make_jaxpr(per_example)(params, one), params)
 
     def check(self, model: PyTree, batch: Any, *, key: Any = None) -> "Check":
         """Compares the ghost engine with one gradient per example, on your model and your data.
@@ -444,6 +560,7 @@ class PrivateGradient(eqx.Module):
         options = {} if rounding is None else {"quantise": rounding.quantise}
         factors = lambda norms: self.clipping.factors(tightened(norms), clipping_state)
         order = self.clipping.order
+        per_example = watched(per_example, self.loss)
         out = self.method.clipped_sum(per_example, params, examples, mask, labels, order, factors, **options)
         original, _ = trainable(model, self.filter_spec)
         total = jax.tree.map(like, out.total, original)
@@ -482,5 +599,10 @@ def _diagnostics(out: ClippedSum, mask: Array, order: int) -> Diagnostics:
         return jnp.where(expand_like(mask, x), x, jnp.zeros((), x.dtype))
 
     norms = real(out.norms)
-    overall = root(jnp.sum(norms**order, axis=1), order)
+    # scaled, and at most the largest number, so that it is finite wherever the norm of every group is: then the example was not left out
+    largest = jnp.max(norms, axis=1, keepdims=True)
+    scale = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
+    overall = root(jnp.sum((norms / scale) ** order, axis=1), order) * scale[:, 0]
+    is_kept = jnp.all(jnp.isfinite(norms), axis=1)
+    overall = jnp.where(is_kept, jnp.minimum(overall, jnp.finfo(overall.dtype).max), overall)
     return Diagnostics(real(out.losses), overall, norms, jax.tree.map(real, out.aux), mask)

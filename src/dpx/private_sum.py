@@ -11,12 +11,12 @@ from jaxtyping import Array, PyTree
 from ._checks import positive_int
 from ._loss import check_batch
 from ._sensitive import Sensitive
-from ._tree import path_str, wide_dtype
+from ._tree import is_finite, path_str, wide_dtype
 from ._types import Participation, RealScalarLike
 from .clipping import AbstractClipping
 from .gradients import Vectorized
 from .noise import AbstractNoise
-from .private_gradient import PrivateGradient, PrivateGradientState
+from .private_gradient import PrivateGradient, PrivateGradientState, Stated
 
 
 class PrivateSum(eqx.Module):
@@ -42,6 +42,7 @@ class PrivateSum(eqx.Module):
     - `fn`: `fn(model, *example) -> PyTree` of floating-point arrays, for ONE example or user. If it takes a keyword `key` it gets its own.
     - `clipping`, `noise`, `normalizer`, `steps`, `participation`: as for `PrivateGradient`.
     - `microbatch_size`: how many examples are computed, and outputs held, at once; by default all.
+    - `stated`: as for `PrivateGradient`: what a plan that made this states about it.
 
     ??? cite "Reference"
 
@@ -55,6 +56,7 @@ class PrivateSum(eqx.Module):
     microbatch_size: int | None = eqx.field(static=True)
     steps: int | None = eqx.field(static=True)
     participation: Participation | None = eqx.field(static=True)
+    stated: Stated | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -66,13 +68,14 @@ class PrivateSum(eqx.Module):
         microbatch_size: Any = None,
         steps: Any = None,
         participation: Participation | None = None,
+        stated: Stated | None = None,
     ):
         if not callable(fn):
             raise ValueError(f"`PrivateSum(fn=...)` must be a function `fn(model, *example)`; got {fn!r}.")
         self.fn, self.clipping, self.noise, self.normalizer = fn, clipping, noise, normalizer
         name = "PrivateSum(microbatch_size=...)"
         self.microbatch_size = None if microbatch_size is None else positive_int(name, microbatch_size)
-        self.steps, self.participation = steps, participation
+        self.steps, self.participation, self.stated = steps, participation, stated
         self._aggregate(None)  # what is wrong with clipping, noise or steps shall be said now
 
     @property
@@ -91,7 +94,6 @@ class PrivateSum(eqx.Module):
         """
         return self._aggregate(model).init(self._zeros(model, batch), key=key)
 
-    @eqx.filter_jit
     def __call__(
         self, model: PyTree, batch: Any, state: PrivateGradientState, *, mask: Any = None, key: Any = None
     ) -> tuple[PyTree, PrivateGradientState, Sensitive]:
@@ -102,7 +104,17 @@ class PrivateSum(eqx.Module):
         **Returns:** the private sum, with the structure of `fn`'s output; the next state; and `Sensitive` diagnostics, whose `norms` are those
         of the outputs.
         """
-        return self._aggregate(model)(self._zeros(model, batch), batch, state, mask=mask, key=key)
+        if self.stated is not None and not hasattr(self, "_is_verified"):
+            self._aggregate(None)
+            object.__setattr__(self, "_is_verified", True)  # as `PrivateGradient` does
+        return self._step(model, batch, state, mask, key)
+
+    @eqx.filter_jit
+    def _step(self, model: PyTree, batch: Any, state: PrivateGradientState, mask: Any, key: Any):
+        # zeros, but NaN where every output would be: that a model is not finite is public, and must not pass for an empty batch
+        is_good = is_finite(eqx.filter(model, eqx.is_inexact_array))
+        weights = jax.tree.map(lambda x: jnp.where(is_good, x, jnp.full_like(x, jnp.nan)), self._zeros(model, batch))
+        return self._aggregate(model)(weights, batch, state, mask=mask, key=key)
 
     def clipped_sum(self, model: PyTree, batch: Any, *, mask: Any = None, key: Any = None) -> Sensitive:
         """The sum of clipped outputs, without noise and not divided."""
@@ -120,6 +132,7 @@ class PrivateSum(eqx.Module):
             method=Vectorized(self.microbatch_size),
             steps=self.steps,
             participation=self.participation,
+            stated=self.stated,
         )
 
     def _zeros(self, model: PyTree, batch: Any) -> PyTree:

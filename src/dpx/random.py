@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import sys
 from typing import Any
 
 import jax
@@ -15,8 +16,13 @@ from ._checks import is_tracing
 
 _MSG_TRACED = (
     "`dpx.random.{name}()` was called while JAX was tracing a function: the compiled function would use the same randomness every "
-    "time it is called, and two runs that share their noise have no privacy. Draw it outside `jit`/`vmap`, and pass it in "
-    "(for `PrivateGradient.init`, as `key=`)."
+    "time it is called, and `vmap` the same one in every lane; two runs that share their noise have no privacy. Draw it outside "
+    "`jit`/`vmap`/`grad`, and pass it in (for `PrivateGradient.init`, as `key=`; for a sweep, one of `jax.random.split(key, lanes)` for each lane)."
+)
+_MSG_PROCESSES = (
+    "`dpx.random.{name}()` was called in a run of {number} processes: each would draw its own, so that their noise and their batches differ, and "
+    "replicas publish the same sum under several noises. Call `{shared}` in every process: process 0 draws, and all get what it drew. Pass it in "
+    "(for `PrivateGradient.init`, as `key=`; for `PrivacyPlan.batches`, as `seed=`)."
 )
 
 
@@ -29,18 +35,63 @@ def fresh_key(impl: Any = None) -> Key[Array, ""]:
 
     **Returns:**
 
-    A typed key. Two calls never share noise, in one process or in two.
+    A typed key. Two calls never share noise, in one run or in two.
 
     **Raises:**
 
-    - `RuntimeError` inside a traced function, where the key would become a constant of the compiled program.
+    - `RuntimeError` inside any transformation of JAX's (`jit`, `vmap`, `grad`, ...), where the key would become a constant of the compiled
+        program, or the same in every lane; and in a run of several processes, which must share one: see `shared_key`.
     """
-    if is_tracing():
-        raise RuntimeError(_MSG_TRACED.format(name="fresh_key"))
+    _check_alone("fresh_key", "dpx.random.shared_key()")
+    return _drawn_key(impl)
+
+
+def shared_key(impl: Any = None) -> Key[Array, ""]:
+    """A fresh key that all processes of a run share: process 0 draws it and sends it to the others, which must call this too.
+
+    **Arguments:**
+
+    - `impl`: as for `fresh_key`, which this is where there is one process.
+
+    **Raises:** `RuntimeError` inside any transformation of JAX's.
+    """
+    _check_outside("shared_key")
+    key = _drawn_key(impl)
+    return jr.wrap_key_data(jnp.asarray(_from_first_process(np.asarray(jr.key_data(key)))), impl=jr.key_impl(key))
+
+
+def shared_seed() -> int:
+    """A fresh seed that all processes of a run share, in the same way."""
+    _check_outside("shared_seed")
+    words = _from_first_process(np.frombuffer(os.urandom(16), np.uint32))
+    return int.from_bytes(words.tobytes(), sys.byteorder)
+
+
+def _drawn_key(impl: Any) -> Key[Array, ""]:
     like = jr.key(0, impl=impl)
     shape = jax.random.key_data(like).shape
     words = np.frombuffer(os.urandom(4 * int(np.prod(shape))), np.uint32).reshape(shape)
     return jr.wrap_key_data(jnp.asarray(words), impl=jr.key_impl(like))
+
+
+def _from_first_process(words: np.ndarray) -> np.ndarray:
+    if jax.process_count() == 1:
+        return words
+    from jax.experimental import multihost_utils
+
+    # what the others drew is never looked at
+    return np.asarray(multihost_utils.broadcast_one_to_all(words))
+
+
+def _check_outside(name: str) -> None:
+    if is_tracing():
+        raise RuntimeError(_MSG_TRACED.format(name=name))
+
+
+def _check_alone(name: str, shared: str) -> None:
+    _check_outside(name)
+    if (number := jax.process_count()) > 1:
+        raise RuntimeError(_MSG_PROCESSES.format(name=name, number=number, shared=shared))
 
 
 def chacha_key() -> Key[Array, ""]:
@@ -65,24 +116,24 @@ def chacha_key() -> Key[Array, ""]:
 
     **Raises:**
 
-    - `RuntimeError` inside a traced function, where the key would become a constant of the compiled program.
+    - `RuntimeError` where `fresh_key` does; in several processes use `dpx.random.shared_key(dpx.random.CHACHA20)`.
 
     ??? cite "Reference"
 
         Nir and Langley, *ChaCha20 and Poly1305 for IETF protocols*, RFC 8439, 2018; Bernstein, *ChaCha, a variant of Salsa20*, 2008.
     """
-    if is_tracing():
-        raise RuntimeError(_MSG_TRACED.format(name="chacha_key"))
-    return fresh_key(CHACHA20)
+    _check_alone("chacha_key", "dpx.random.shared_key(dpx.random.CHACHA20)")
+    return _drawn_key(CHACHA20)
 
 
 def fresh_seed() -> int:
     """A 128-bit seed for a sampler, from the operating system's entropy.
 
     Who can guess it knows who was in each batch, and loses the amplification by sampling: keep it as secret as the data.
+
+    **Raises:** `RuntimeError` where `fresh_key` does; in several processes use `shared_seed`.
     """
-    if is_tracing():
-        raise RuntimeError(_MSG_TRACED.format(name="fresh_seed"))
+    _check_alone("fresh_seed", "dpx.random.shared_seed()")
     return secrets.randbits(128)
 
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from .._checks import is_traced, positive_scalar, probability
+from .._checks import is_probability, positive_scalar, probability_scalar, usable
 from .._types import Params, RealScalarLike
 from ._base import AbstractClipping
-from ._flat import LARGEST, SMALLEST
+from ._flat import LARGEST, SMALLEST, usable_norm
 from ._grouping import Grouping, block, layer, parse_norms, split_norm, total_norm
 
 # A product of three float32 numbers may round down.
@@ -73,9 +73,7 @@ class AdaptiveClipping(AbstractClipping):
         name = "AdaptiveClipping"
         values, self.grouping = parse_norms(f"{name}(initial_norm=...)", initial_norm)
         self.initial_norms = jnp.stack(values)
-        if not is_traced(quantile):
-            probability(f"{name}(quantile=...)", quantile)
-        self.quantile = jnp.asarray(quantile, jnp.float32)
+        self.quantile = probability_scalar(f"{name}(quantile=...)", quantile)
         self.learning_rate = positive_scalar(f"{name}(learning_rate=...)", learning_rate)
         self.count_noise_multiplier = positive_scalar(f"{name}(count_noise_multiplier=...)", count_noise_multiplier)
         self.order = 2
@@ -96,7 +94,8 @@ class AdaptiveClipping(AbstractClipping):
 
     @property
     def sensitivity(self) -> Float[Array, ""]:
-        return total_norm(self.initial_norms)
+        others = usable(self.learning_rate) * usable(self.count_noise_multiplier)
+        return usable(total_norm(usable_norm(self.initial_norms)), (others > 0) & is_probability(self.quantile))
 
     @property
     def side_noise_multipliers(self) -> tuple[Float[Array, ""], ...]:

@@ -2,9 +2,10 @@
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._checks import is_traced, positive_scalar
+from .._checks import is_traced, positive_scalar, usable
 from .._types import RealScalarLike
 from ._base import AbstractOneGroupClipping
 
@@ -12,12 +13,22 @@ from ._base import AbstractOneGroupClipping
 SMALLEST, LARGEST = 1e-12, 1e15
 
 
-def check_norm(call: str, norm: Float[Array, ""]) -> None:
-    """Raises if float32 sums of squares are not exact around that norm."""
-    if not is_traced(norm) and not SMALLEST <= float(norm) <= LARGEST:
+def norm_scalar(call: str, value: RealScalarLike) -> Float[Array, ""]:
+    """A clip norm as a float32 scalar, rounded up; raises if float32 sums of squares are not exact around it (a traced one is NaN then)."""
+    norm = positive_scalar(call, value)
+    if is_traced(value):
+        return usable_norm(norm)
+    # the number that was typed: inside `jit` the array made of it cannot be looked at
+    if not SMALLEST <= (number := float(np.asarray(value))) <= LARGEST:
         raise ValueError(
-            f"`{call}` must lie between {SMALLEST} and {LARGEST}, where float32 norms are exact; got {float(norm):.6g}. Scale the loss instead."
+            f"`{call}` must lie between {SMALLEST} and {LARGEST}, where float32 norms are exact; got {number:.6g}. Scale the loss instead."
         )
+    return norm
+
+
+def usable_norm(norm: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Clip norms that were changed after they were checked: NaN where they would be refused."""
+    return usable(norm, (norm >= SMALLEST) & (norm <= LARGEST))
 
 
 class FlatClipping(AbstractOneGroupClipping):
@@ -46,8 +57,7 @@ class FlatClipping(AbstractOneGroupClipping):
     order: int = eqx.field(static=True)
 
     def __init__(self, norm: RealScalarLike, unit_norm: bool = False, order: int = 2):
-        self.norm = positive_scalar("FlatClipping(norm=...)", norm)
-        check_norm("FlatClipping(norm=...)", self.norm)
+        self.norm = norm_scalar("FlatClipping(norm=...)", norm)
         if order not in (1, 2):
             raise ValueError(f"`FlatClipping(order=...)` must be 1 or 2; got {order}.")
         self.unit_norm = bool(unit_norm)
@@ -55,7 +65,8 @@ class FlatClipping(AbstractOneGroupClipping):
 
     @property
     def sensitivity(self) -> Float[Array, ""]:
-        return jnp.ones_like(self.norm) if self.unit_norm else self.norm
+        norm = usable_norm(self.norm)
+        return usable(jnp.ones_like(norm), norm > 0) if self.unit_norm else norm
 
     def factors(self, norms: Float[Array, "batch groups"], state: PyTree) -> Float[Array, "batch groups"]:
         del state

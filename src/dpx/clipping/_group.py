@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from .._checks import usable
 from .._types import Params, RealScalarLike
 from ._base import AbstractClipping, State
+from ._flat import usable_norm
 from ._grouping import Grouping, block, layer, parse_norms, split_norm, total_norm
 
 Allocation = Literal["global", "equal", "optimal"]
@@ -89,7 +91,8 @@ class GroupClipping(AbstractClipping):
 
     @property
     def sensitivity(self) -> Float[Array, ""]:
-        return jnp.ones_like(self.norms[0]) if self.unit_norm else total_norm(self.norms)
+        total = total_norm(usable_norm(self.norms))
+        return usable(jnp.ones_like(total), total > 0) if self.unit_norm else total
 
     @property
     def side_noise_multipliers(self) -> tuple[Float[Array, ""], ...]:

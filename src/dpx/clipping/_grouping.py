@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._checks import positive_scalar
+from .._checks import is_traced, positive_scalar
 from .._tree import path_str
 from .._types import Params, RealScalarLike
-from ._flat import check_norm
+from ._flat import norm_scalar
 
 # The root of a sum of squares may round down by a few units in the last place.
 _ROUND_UP = 1 + 2.0**-21
@@ -90,8 +90,7 @@ def parse_norms(call: str, norms: PyTree) -> tuple[list[Float[Array, ""]], Group
                 "norm for each layer of a model use `GroupClipping.per_layer(model, norm)`."
             )
         where = call if path == () else call.replace("=...", f"...{path_str(path)}=...")
-        values.append(positive_scalar(where, leaf))
-        check_norm(where, values[-1])
+        values.append(norm_scalar(where, leaf))
     return values, Grouping(call, tuple(path for path, _ in leaves), tuple(range(len(leaves))))
 
 
@@ -99,14 +98,14 @@ def split_norm(
     call: str, model: PyTree, norm: RealScalarLike, filter_spec: PyTree, name: Callable[[KeyPath], KeyPath]
 ) -> SplitNorm:
     """A norm split equally between groups: the trainable leaves whose paths have the same `name`."""
-    total = positive_scalar(f"{call}(norm=...)", norm)
+    positive_scalar(f"{call}(norm=...)", norm)
+    total = norm if is_traced(norm) else float(np.asarray(norm))
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(eqx.filter(model, filter_spec))]
     if not paths:
         raise ValueError(f"`{call}(model)`: `filter_spec` selects no leaf of the model.")
     names = list(dict.fromkeys(map(name, paths)))
     grouping = Grouping(f"{call}(model)", tuple(paths), tuple(names.index(name(path)) for path in paths))
-    share = total / np.float32(np.sqrt(len(names)))
-    check_norm(f"{call}(norm=...) / sqrt({len(names)} groups)", share)
+    share = norm_scalar(f"{call}(norm=...) / sqrt({len(names)} groups)", total / np.float32(np.sqrt(len(names))))
     return SplitNorm([share] * len(names), grouping)
 
 

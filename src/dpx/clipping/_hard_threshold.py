@@ -4,10 +4,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._checks import positive_scalar
+from .._checks import usable
 from .._types import RealScalarLike
 from ._base import AbstractOneGroupClipping
-from ._flat import check_norm
+from ._flat import norm_scalar, usable_norm
 
 
 class HardThresholdClipping(AbstractOneGroupClipping):
@@ -32,15 +32,13 @@ class HardThresholdClipping(AbstractOneGroupClipping):
     order: int = eqx.field(static=True)
 
     def __init__(self, norm: RealScalarLike, threshold: RealScalarLike):
-        self.norm = positive_scalar("HardThresholdClipping(norm=...)", norm)
-        check_norm("HardThresholdClipping(norm=...)", self.norm)
-        self.threshold = positive_scalar("HardThresholdClipping(threshold=...)", threshold)
-        check_norm("HardThresholdClipping(threshold=...)", self.threshold)
+        self.norm = norm_scalar("HardThresholdClipping(norm=...)", norm)
+        self.threshold = norm_scalar("HardThresholdClipping(threshold=...)", threshold)
         self.order = 2
 
     @property
     def sensitivity(self) -> Float[Array, ""]:
-        return self.norm
+        return usable(usable_norm(self.norm), usable_norm(self.threshold) > 0)
 
     def factors(self, norms: Float[Array, "batch groups"], state: PyTree) -> Float[Array, "batch groups"]:
         del state

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._checks import is_traced, positive_scalar
+from .._checks import is_traced, positive_scalar, usable
 from .._types import RealScalarLike
 from ._base import AbstractOneGroupClipping
-from ._flat import check_norm
+from ._flat import norm_scalar, usable_norm
 
 # Below this, squares of single numbers underflow float32 and a norm may be understated; normalising would make the error large.
 _SMALLEST_NORM = 1e-10
@@ -39,21 +39,27 @@ class NormalizedClipping(AbstractOneGroupClipping):
     order: int = eqx.field(static=True)
 
     def __init__(self, norm: RealScalarLike = 1.0, gamma: RealScalarLike = 0.01):
-        self.norm = positive_scalar("NormalizedClipping(norm=...)", norm)
-        check_norm("NormalizedClipping(norm=...)", self.norm)
-        number = None if is_traced(gamma) else float(np.asarray(gamma))
+        self.norm = norm_scalar("NormalizedClipping(norm=...)", norm)
+        self.order = 2
+        if is_traced(gamma):
+            self.gamma = _usable_gamma(jnp.asarray(gamma, jnp.float32))
+            return
+        number = float(np.asarray(gamma))
         self.gamma = jnp.zeros(()) if number == 0 else positive_scalar("NormalizedClipping(gamma=...)", gamma)
-        if number is not None and 0 < number < _SMALLEST_NORM:
+        if 0 < number < _SMALLEST_NORM:
             raise ValueError(
                 f"`NormalizedClipping(gamma=...)` must be 0 or at least {_SMALLEST_NORM}, or float32 cannot tell it from 0; got {gamma}."
             )
-        self.order = 2
 
     @property
     def sensitivity(self) -> Float[Array, ""]:
-        return self.norm
+        return usable(usable_norm(self.norm), _usable_gamma(self.gamma) >= 0)
 
     def factors(self, norms: Float[Array, "batch groups"], state: PyTree) -> Float[Array, "batch groups"]:
         del state
         is_known = (norms >= _SMALLEST_NORM) | (self.gamma > 0)
         return jnp.where(is_known, self.norm / jnp.where(is_known, norms + self.gamma, 1), 0)
+
+
+def _usable_gamma(gamma: Float[Array, ""]) -> Float[Array, ""]:
+    return usable(gamma, (gamma == 0) | ((gamma >= _SMALLEST_NORM) & (gamma < jnp.inf)))

@@ -3,10 +3,10 @@
 import equinox as eqx
 from jaxtyping import Array, Float, PyTree
 
-from .._checks import positive_scalar
+from .._checks import usable
 from .._types import RealScalarLike
 from ._base import AbstractOneGroupClipping
-from ._flat import check_norm
+from ._flat import norm_scalar, usable_norm
 
 
 class PSACClipping(AbstractOneGroupClipping):
@@ -33,15 +33,13 @@ class PSACClipping(AbstractOneGroupClipping):
     order: int = eqx.field(static=True)
 
     def __init__(self, norm: RealScalarLike = 1.0, r: RealScalarLike = 0.1):
-        self.norm = positive_scalar("PSACClipping(norm=...)", norm)
-        check_norm("PSACClipping(norm=...)", self.norm)
-        self.r = positive_scalar("PSACClipping(r=...)", r)
-        check_norm("PSACClipping(r=...)", self.r)
+        self.norm = norm_scalar("PSACClipping(norm=...)", norm)
+        self.r = norm_scalar("PSACClipping(r=...)", r)
         self.order = 2
 
     @property
     def sensitivity(self) -> Float[Array, ""]:
-        return self.norm
+        return usable(usable_norm(self.norm), usable_norm(self.r) > 0)
 
     def factors(self, norms: Float[Array, "batch groups"], state: PyTree) -> Float[Array, "batch groups"]:
         del state

@@ -14,4 +14,5 @@ from ._ghost import (
     ghost_rule as ghost_rule,
 )
 from ._ghost_method import Ghost as Ghost
+from ._reach import unreached_paths as unreached_paths, watched as watched
 from ._vectorized import Vectorized as Vectorized

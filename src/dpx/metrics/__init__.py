@@ -3,4 +3,4 @@
 from ._base import AbstractMetric as AbstractMetric, AbstractQuery as AbstractQuery, Released as Released
 from ._histogram import Histogram as Histogram
 from ._quantile import Quantile as Quantile, QuantileState as QuantileState
-from ._sums import Count as Count, Mean as Mean, Sum as Sum
+from ._sums import Count as Count, Dropped as Dropped, Mean as Mean, Sum as Sum

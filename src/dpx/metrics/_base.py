@@ -2,14 +2,15 @@
 
 import abc
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from .._checks import is_traced, positive_scalar
+from .._checks import is_traced, positive_scalar, usable
 from .._sensitive import Sensitive
 from .._types import RealScalarLike
 from ..random import check_key, fresh_key
@@ -48,6 +49,8 @@ class AbstractMetric(eqx.Module):
     """Of one Gaussian query of sensitivity 1 that covers all that is released at one step."""
     values: eqx.AbstractVar[Values]
     """Where a step's diagnostics have the value of each example."""
+    takes_all: ClassVar[bool] = False
+    """Whether values that are not finite are measured too. Elsewhere they are left out, and read zero."""
 
     @abc.abstractmethod
     def init(self) -> PyTree:
@@ -102,8 +105,8 @@ class AbstractMetric(eqx.Module):
         - `expected_batch_size`: a public number; never how many are real.
         - `key`: for the noise; used for nothing else.
         """
-        values, is_finite = _finite(_read(self.values, diagnostics, mask))
-        return self.measure(state, values, is_finite & mask, expected_batch_size, key)
+        values, is_known = _known(_read(self.values, diagnostics, mask), self.takes_all)
+        return self.measure(state, values, is_known & mask, expected_batch_size, key)
 
     def release(
         self, values: Any, *, mask: Any = None, expected_size: RealScalarLike | None = None, key: Any = None
@@ -134,8 +137,8 @@ class AbstractMetric(eqx.Module):
             key = fresh_key()
         check_key(f"{call}(key=...)", key)
         size = None if expected_size is None else positive_scalar(f"{call}(expected_size=...)", expected_size)
-        array, is_finite = _finite(array)
-        return self.answer(array, is_finite & mask, size, key)
+        array, is_known = _known(array, self.takes_all)
+        return self.answer(array, is_known & mask, size, key)
 
 
 class Released(eqx.Module):
@@ -199,9 +202,12 @@ def check_multiplier(name: str, noise_multiplier: Any) -> Float[Array, ""]:
     if noise_multiplier is None:
         raise ValueError(_MSG_NO_BUDGET.format(name=name))
     number = positive_scalar(f"metrics.{name}(noise_multiplier=...)", noise_multiplier)
-    if not is_traced(number) and float(number) > LARGEST_MULTIPLIER:
+    if is_traced(noise_multiplier):
+        return usable(number, number <= LARGEST_MULTIPLIER)
+    if float(np.asarray(noise_multiplier)) > LARGEST_MULTIPLIER:
         raise ValueError(
-            f"`metrics.{name}(noise_multiplier=...)` must be at most {LARGEST_MULTIPLIER:g}, where nothing is left to be seen; got {float(number):g}."
+            f"`metrics.{name}(noise_multiplier=...)` must be at most {LARGEST_MULTIPLIER:g}, where nothing is left to be seen; got "
+            f"{float(np.asarray(noise_multiplier)):g}."
         )
     return number
 
@@ -218,13 +224,19 @@ def check_values(name: str, values: Any) -> Values:
 
 def check_range(name: str, low: Any, high: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Two finite numbers as float32, the lower one first."""
-    low, high = jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32)
-    if not (is_traced(low) or is_traced(high)) and not (bool(low < high) and bool(jnp.isfinite(high - low))):
+    if is_traced(low) or is_traced(high):
+        low, high = jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32)
+        is_range = (low < high) & jnp.isfinite(high - low)
+        return usable(low, is_range), usable(high, is_range)
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = np.asarray(low).astype(np.float32), np.asarray(high).astype(np.float32)
+        is_range = bool((low < high) & np.isfinite(high - low))
+    if not is_range:
         raise ValueError(
             f"`metrics.{name}(low=..., high=...)` must be finite in float32, and `low` below `high`; got {float(low):g} and {float(high):g}. They "
             "must be chosen without looking at the data."
         )
-    return low, high
+    return jnp.asarray(low), jnp.asarray(high)
 
 
 def check_expected(name: str, expected_size: Float[Array, ""] | None) -> Float[Array, ""]:
@@ -250,8 +262,10 @@ def _read(values: Values, diagnostics: Any, mask: Bool[Array, " batch"]) -> Arra
     return array
 
 
-def _finite(values: Array) -> tuple[Float[Array, " batch"], Bool[Array, " batch"]]:
-    """The values as float32, zero where they are not finite, and where they are."""
+def _known(values: Array, takes_all: bool) -> tuple[Float[Array, " batch"], Bool[Array, " batch"]]:
+    """The values as float32, and which can be measured; zero where not."""
     values = values.astype(jnp.float32)
+    if takes_all:
+        return values, jnp.ones(values.shape, bool)
     is_finite = jnp.isfinite(values)
     return jnp.where(is_finite, values, 0.0), is_finite

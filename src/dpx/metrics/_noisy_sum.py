@@ -50,5 +50,5 @@ def noisy_sum(
     high = high + above.astype(jnp.int32)
     low = low + (noise - above * _PART).astype(jnp.int32)
     total = high.astype(jnp.float32) * (_PART / _GRID) + low.astype(jnp.float32) / _GRID
-    # a multiplier that came in traced is checked here
-    return jnp.where(noise_multiplier <= LARGEST_MULTIPLIER, total, jnp.nan)
+    # a multiplier that came in traced, or was changed, is checked here
+    return jnp.where((noise_multiplier > 0) & (noise_multiplier <= LARGEST_MULTIPLIER), total, jnp.nan)

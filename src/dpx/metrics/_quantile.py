@@ -9,7 +9,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from .._checks import is_traced, probability
+from .._checks import probability_scalar
 from .._types import RealScalarLike
 from ._base import AbstractMetric, Values, check_expected, check_multiplier, check_range, check_values
 from ._noisy_sum import noisy_sum
@@ -75,10 +75,8 @@ class Quantile(AbstractMetric):
         high: RealScalarLike,
         noise_multiplier: Any = None,
     ):
-        if not is_traced(quantile):
-            quantile = probability("metrics.Quantile(quantile=...)", quantile)
         self.values = check_values("Quantile", values)
-        self.quantile = jnp.asarray(quantile, jnp.float32)
+        self.quantile = probability_scalar("metrics.Quantile(quantile=...)", quantile)
         self.low, self.high = check_range("Quantile", low, high)
         self.noise_multiplier = check_multiplier("Quantile", noise_multiplier)
 

@@ -1,6 +1,6 @@
 """Sums, means and counts."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -125,6 +125,47 @@ class Count(AbstractQuery):
 
     def contributions(self, values: Float[Array, " batch"]) -> Float[Array, " batch"]:
         return (values != 0).astype(jnp.float32)
+
+    def from_sum(self, total: Float[Array, ""], expected_size: Float[Array, ""] | None) -> Float[Array, ""]:
+        del expected_size
+        return total
+
+
+class Dropped(AbstractQuery):
+    r"""How many examples a step left out because their gradient was not finite, with noise of standard deviation $\sigma$.
+
+    Such an example contributes zero to the sum, and nothing that is published says so: a run whose losses overflow (half precision with loss
+    scaling, say) trains on fewer examples than it seems to, or on noise alone. This is the private way to see it.
+
+    ```python
+    plan = plan.with_metrics(dropped=dpx.metrics.Dropped(noise_multiplier=10.0))
+    ```
+
+    !!! success "Guarantee"
+
+        One example, added or removed, moves the count by at most 1, exactly. Masked ones do not count.
+
+    **Arguments:**
+
+    - `noise_multiplier`: $\sigma > 0$, at most 1e5, rounded up to float32.
+
+    `release` takes the norms of gradients, as diagnostics have them, and counts those that are infinite or NaN.
+    """
+
+    noise_multiplier: Float[Array, ""]
+    values: Values = eqx.field(static=True)
+    takes_all: ClassVar[bool] = True
+
+    def __init__(self, noise_multiplier: Any = None):
+        self.values = "norms"
+        self.noise_multiplier = check_multiplier("Dropped", noise_multiplier)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return ()
+
+    def contributions(self, values: Float[Array, " batch"]) -> Float[Array, " batch"]:
+        return (~jnp.isfinite(values)).astype(jnp.float32)
 
     def from_sum(self, total: Float[Array, ""], expected_size: Float[Array, ""] | None) -> Float[Array, ""]:
         del expected_size

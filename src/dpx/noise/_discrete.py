@@ -87,10 +87,10 @@ class DiscreteGaussian(AbstractIntegerNoise):
             call = "DiscreteGaussian(noise_multiplier=...)"
             why = "For a non-private baseline use `NoClipping()`."
             number = positive_scalar(call, noise_multiplier, why)
-            if not is_traced(number) and float(number) * self.radius > _LARGEST_SIGMA:
+            if not is_traced(noise_multiplier) and float(np.asarray(noise_multiplier)) * self.radius > _LARGEST_SIGMA:
                 raise ValueError(
                     f"`{call}` must be at most {_LARGEST_SIGMA // self.radius} at granularity {step:g}, for noise to fit into 32-bit integers; "
-                    f"got {float(number):g}. Use a coarser granularity."
+                    f"got {float(np.asarray(noise_multiplier)):g}. Use a coarser granularity."
                 )
             # exact in float32, where multiplying by a power of two is
             self.noise_multiplier = jnp.ceil(number * self.radius) / self.radius
@@ -151,9 +151,10 @@ class DiscreteGaussian(AbstractIntegerNoise):
                 f"{', '.join(str(x.dtype) for x in leaves)}."
             )
         steps = jnp.ceil(jnp.asarray(self.noise_multiplier) * self.radius)
-        # a multiplier that came in traced is checked here
-        spacing = jnp.where(steps <= _LARGEST_SIGMA, scale / steps, jnp.nan)
-        sigma = jnp.minimum(steps, _LARGEST_SIGMA).astype(jnp.uint32)
+        # a multiplier that came in traced, or was changed, is checked here; with a parameter of 0 the sampler would never end
+        is_good = (steps >= 1) & (steps <= _LARGEST_SIGMA)
+        spacing = jnp.where(is_good, scale / steps, jnp.nan)
+        sigma = jnp.where(is_good, steps, 1).astype(jnp.uint32)
         keys = jr.split(jr.fold_in(key, step), len(leaves))
         noisy = [x + discrete_gaussian(keys[i], x, sigma) for i, x in enumerate(leaves)]
         return jax.tree.unflatten(treedef, [x.astype(jnp.float32) * spacing for x in noisy]), buffers

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import is_traced
+from .._checks import is_traced, usable
 from .._types import Participation
 from ..clipping import AbstractClipping
 from ._base import AbstractIntegerNoise, AbstractNoise
@@ -20,10 +20,12 @@ def joint_scale(
 
     With multiplier $z$ and queries of multipliers $s_j$, made $k$ times in one event of the accountant, the gradient alone gets
     $(z^{-2} - k \sum_j s_j^{-2})^{-1/2}$, in units of the clipping's (and the strategy's) sensitivity (Andrew et al. 2021, theorem 1).
+    NaN unless it is a positive finite number.
     """
     scale = noise.scale(clipping.sensitivity, steps, participation)
     load = _load(clipping, noise, steps, participation)
-    return scale if load is None else scale * (_ROUND_UP / jnp.sqrt(1 - load))
+    # every number that privacy depends on ends here: one that was zero or negative must not become too little noise
+    return usable(scale if load is None else scale * (_ROUND_UP / jnp.sqrt(1 - load)))
 
 
 def check_joint_noise(

@@ -11,13 +11,13 @@ import equinox as eqx
 import numpy as np
 
 from .. import accounting
-from .._checks import positive_int, probability
+from .._checks import positive_int, probability, rounded_up
 from .._types import RealScalarLike
 from ..accounting import AccountantName, Adjacency, TradeOffCurve
 from ..clipping import AbstractClipping, NoClipping
 from ..metrics import AbstractMetric
 from ..noise import AbstractIntegerNoise, AbstractNoise, check_integer_noise, check_joint_noise, queries_per_event
-from ..private_gradient import PrivateGradient
+from ..private_gradient import PrivateGradient, Stated, stated_of
 from ..private_sum import PrivateSum
 from ..random import fresh_seed
 from ..sampling import AbstractSampler, check_seed, gather_batches
@@ -354,6 +354,10 @@ class PrivacyPlan(eqx.Module):
     def private_gradient(self, loss: Callable[..., Any], **options: Any) -> PrivateGradient:
         """The `PrivateGradient` that this plan accounts for, which refuses to run for more steps than the plan has.
 
+        The plan pays for ONE run: one state from `init`, one pass over `batches` with one seed. A second run needs a plan of its own, and both
+        together cost what `dpx.accounting.PrivacyLedger` says. What is changed in the gradient afterwards (`eqx.tree_at`, `dataclasses.replace`) is
+        refused: change the plan.
+
         **Arguments:**
 
         - `loss`: the loss of one example.
@@ -361,7 +365,7 @@ class PrivacyPlan(eqx.Module):
         """
         if not self.is_calibrated:
             raise ValueError(_MSG_UNCALIBRATED)
-        fixed = {"normalizer", "steps", "participation", "unit", "metrics"} & set(options)
+        fixed = {"normalizer", "steps", "participation", "unit", "metrics", "stated"} & set(options)
         if fixed:
             raise ValueError(
                 f"`private_gradient({fixed.pop()}=...)` is fixed by the plan, whose statement rests on it."
@@ -375,8 +379,13 @@ class PrivacyPlan(eqx.Module):
             participation=self.sampler.participation_per_event,
             unit="user" if self.unit == "user" else "example",
             metrics=self.metrics,
+            stated=self._stated("user" if self.unit == "user" else "example"),
             **options,
         )
+
+    def _stated(self, unit: str) -> Stated | None:
+        rest = (self.steps, self.sampler.participation_per_event, unit)
+        return stated_of(self.clipping, self.noise, rounded_up(float(self.sampler.batch_size)), self.metrics, *rest)
 
     def private_sum(self, fn: Callable[..., Any], *, microbatch_size: Any = None) -> PrivateSum:
         """The `PrivateSum` of `fn(model, *example)` that this plan accounts for: of model updates, or whatever else one example or user gives.
@@ -400,6 +409,7 @@ class PrivacyPlan(eqx.Module):
             microbatch_size=microbatch_size,
             steps=self.steps,
             participation=self.sampler.participation_per_event,
+            stated=self._stated("example"),
         )
 
     def batches(self, data: Any, *, seed: Any, start: int = 0) -> Iterator[tuple[Any, np.ndarray]]:
@@ -408,7 +418,8 @@ class PrivacyPlan(eqx.Module):
         **Arguments:**
 
         - `data`: a tuple of PyTrees of arrays with `num_examples` rows each.
-        - `seed`: the secret of the sampling, up to 128 bits; None draws one from the operating system (which cannot be resumed).
+        - `seed`: the secret of the sampling, up to 128 bits; None draws one from the operating system (which cannot be resumed, and is refused in a
+            run of several processes, which must share one: `dpx.random.shared_seed()`).
         - `start`: the step to start from; the batches are those of a run that was never stopped.
         """
         if seed is None and start != 0:
