@@ -1,5 +1,7 @@
 """`PrivateGradient`: clip, sum, add noise, divide by a public number."""
 
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
@@ -10,16 +12,16 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ._checks import positive_int, positive_scalar
+from ._checks import check_numbers, choice, described, flag, function, instance, positive_int, positive_scalar
 from ._loss import PerExample, Scaled, check_batch, check_mask, check_model, check_scaling, trainable
 from ._sensitive import Sensitive
-from ._tree import expand_like, is_finite, leaf_paths, root, wide_dtype
+from ._tree import expand_like, is_finite, leaf_paths, path_str, root, wide_dtype
 from ._types import Params, Participation, RealScalarLike
 from ._user import PerUser, WithinUser, check_user_batch
-from .clipping import AbstractClipping, NoClipping
+from .clipping import AbstractClipping, NoClipping, as_clipping
 from .gradients import AbstractGradientMethod, Auto, ClippedSum, LeafPlan, ghost_check
-from .metrics import AbstractMetric
-from .noise import AbstractIntegerNoise, AbstractNoise, Rounding, check_joint_noise, joint_scale
+from .metrics import AbstractMetric, check_metrics
+from .noise import AbstractIntegerNoise, AbstractNoise, Rounding, check_joint_noise, check_noise, joint_scale
 from .random import check_key, fresh_key
 from .sharding import batch_axis, like, off_batch_axis, shard_batch
 
@@ -145,7 +147,7 @@ class PrivateGradient(eqx.Module):
 
     - `loss`: `loss(model, *example) -> scalar` for ONE example, without a batch axis; `(scalar, aux)` with `has_aux=True`. If it takes
         a keyword `key` it gets a PRNG key of its own for every example.
-    - `clipping`: how much one example may contribute.
+    - `clipping`: how much one example may contribute; a number $C$ stands for `FlatClipping(C)`. (A number is no noise: it has to be named.)
     - `noise`: what is added. Its scale is the noise multiplier times the clipping's sensitivity.
     - `normalizer`: what the noisy sum is divided by: a public number such as the EXPECTED batch size, never the realised one.
     - `method`: how the clipped sum is computed; changes speed and memory, not the result.
@@ -157,6 +159,8 @@ class PrivateGradient(eqx.Module):
         gradient that is clipped.
     - `within_user`: whether a user's gradient is the `"mean"` or the `"sum"` over the user's examples.
     - `metrics`: private statistics to release at every step, by name; see `PrivacyPlan.with_metrics`, which accounts for them.
+    - `physical_batch_size`: the size to which a plan's batches are padded: one of another size and without a mask is warned about, since it
+        comes from somewhere else.
     """
 
     loss: Callable[..., Any]
@@ -171,11 +175,12 @@ class PrivateGradient(eqx.Module):
     unit: str = eqx.field(static=True)
     within_user: WithinUser = eqx.field(static=True)
     metrics: dict[str, AbstractMetric]
+    physical_batch_size: int | None = eqx.field(static=True)
 
     def __init__(
         self,
         loss: Callable[..., Any],
-        clipping: AbstractClipping,
+        clipping: AbstractClipping | RealScalarLike,
         noise: AbstractNoise,
         *,
         normalizer: RealScalarLike = 1.0,
@@ -187,9 +192,12 @@ class PrivateGradient(eqx.Module):
         unit: str = "example",
         within_user: str = "mean",
         metrics: dict[str, Any] | None = None,
+        physical_batch_size: Any = None,
     ):
-        if not callable(loss):
-            raise ValueError(f"`PrivateGradient(loss=...)` must be a function `loss(model, *example)`; got {loss!r}.")
+        function("PrivateGradient(loss=...)", loss, "loss(model, *example)")
+        clipping = as_clipping("PrivateGradient(clipping=...)", clipping)
+        check_noise("PrivateGradient(noise=...)", noise)
+        instance("PrivateGradient(method=...)", method, AbstractGradientMethod, "dpx.Ghost()")
         if clipping.order != noise.order:
             raise ValueError(
                 f"`{type(noise).__name__}` needs clipping in the l{noise.order} norm; `{type(clipping).__name__}` bounds the "
@@ -207,14 +215,14 @@ class PrivateGradient(eqx.Module):
                     f"`PrivateGradient(steps=...)` must be at most the horizon of `{type(noise).__name__}`, {noise.horizon}; got {steps}."
                 )
             self.steps = self.steps or noise.horizon
-        self.filter_spec = filter_spec
-        self.has_aux = bool(has_aux)
-        self.participation = Participation(1, None) if participation is None else participation
-        if within_user not in get_args(WithinUser):
-            raise ValueError(f"`PrivateGradient(within_user=...)` must be 'mean' or 'sum'; got {within_user!r}.")
-        self.unit = unit
-        self.within_user = within_user  # pyright: ignore[reportAttributeAccessIssue]
-        self.metrics = {} if metrics is None else dict(metrics)
+        self.filter_spec = _filter_spec(filter_spec)
+        self.has_aux = flag("PrivateGradient(has_aux=...)", has_aux)
+        self.participation = check_participation("PrivateGradient(participation=...)", participation)
+        self.unit = choice("PrivateGradient(unit=...)", unit, ("example", "user"))
+        self.within_user = choice("PrivateGradient(within_user=...)", within_user, get_args(WithinUser))
+        self.metrics = check_metrics("PrivateGradient(metrics=...)", metrics)
+        call = "PrivateGradient(physical_batch_size=...)"
+        self.physical_batch_size = None if physical_batch_size is None else positive_int(call, physical_batch_size)
         check_joint_noise(clipping, noise, self.steps, self.participation)
 
     @property
@@ -280,7 +288,6 @@ class PrivateGradient(eqx.Module):
     def _scale(self) -> Float[Array, ""]:
         return joint_scale(self.clipping, self.noise, self.steps, self.participation)
 
-    @eqx.filter_jit
     def __call__(
         self,
         model: PyTree,
@@ -312,6 +319,23 @@ class PrivateGradient(eqx.Module):
 
         - `ValueError` before anything compiles if loss, model, batch and mask do not fit.
         """
+        self._check_call(model, batch, state, mask, key)
+        return self._step(model, batch, state, mask, key, scaling)
+
+    def _check_call(self, model: PyTree, batch: Any, state: Any, mask: Any, key: Any) -> None:
+        """Raises for what cannot be handed to a compiled function at all, in words that are the caller's and not JAX's."""
+        check_arguments(model, batch, state, mask, key)
+        if set(state.metrics) != set(self.metrics):
+            raise ValueError(
+                f"`private_grad(model, batch, state)`: `state` is of another private gradient, with metrics {sorted(state.metrics)} and not "
+                f"{sorted(self.metrics)}. Begin with `private_grad.init(model)`."
+            )
+        warn_of_strange_batch(self.physical_batch_size, batch, mask)
+
+    @eqx.filter_jit
+    def _step(
+        self, model: PyTree, batch: Any, state: PrivateGradientState, mask: Any, key: Any, scaling: PyTree
+    ) -> tuple[PyTree, PrivateGradientState, Sensitive]:
         if key is None:
             key = jr.fold_in(jr.fold_in(state.key, _LOSS), state.step)
         out, mask = self._clipped(model, batch, state.clipping, mask, key, scaling)
@@ -361,6 +385,7 @@ class PrivateGradient(eqx.Module):
 
         **Returns:** `Sensitive` gradients.
         """
+        check_arguments(model, batch, None, mask, key)
         params, _ = trainable(model, self.filter_spec)
         return self._clipped_sum(model, batch, self.clipping.init(params), mask, key)
 
@@ -447,9 +472,10 @@ class PrivateGradient(eqx.Module):
         out = self.method.clipped_sum(per_example, params, examples, mask, labels, order, factors, **options)
         original, _ = trainable(model, self.filter_spec)
         total = jax.tree.map(like, out.total, original)
+        per_example = (out.norms, out.losses, out.aux)
         if size == 0:
-            out, mask = jax.tree.map(lambda x: x[:0], (out, mask))
-        return ClippedSum(total, out.norms, out.losses, out.aux), mask
+            per_example, mask = jax.tree.map(lambda x: x[:0], (per_example, mask))
+        return ClippedSum(total, *per_example), mask
 
     def _rounding(self, params: Params, batch_size: int) -> Rounding | None:
         if not isinstance(self.noise, AbstractIntegerNoise) or isinstance(self.clipping, NoClipping):
@@ -484,3 +510,67 @@ def _diagnostics(out: ClippedSum, mask: Array, order: int) -> Diagnostics:
     norms = real(out.norms)
     overall = root(jnp.sum(norms**order, axis=1), order)
     return Diagnostics(real(out.losses), overall, norms, jax.tree.map(real, out.aux), mask)
+
+
+def _filter_spec(spec: PyTree) -> PyTree:
+    leaves = jax.tree.leaves(spec)
+    if not leaves or not all(isinstance(leaf, bool | np.bool_) or callable(leaf) for leaf in leaves):
+        raise ValueError(
+            "`PrivateGradient(filter_spec=...)` must be a function of a leaf, such as `eqx.is_inexact_array`, or a tree of booleans that is a prefix "
+            f"of the model's; got {described(spec)}."
+        )
+    return spec
+
+
+def check_participation(call: str, participation: Any) -> Participation:
+    """In which steps an example may take part; by default in all."""
+    if participation is None:
+        return Participation(1, None)
+    if not isinstance(participation, tuple) or len(participation) != 2:
+        raise ValueError(
+            f"`{call}` must be a `Participation(min_separation, max_participations)`; got {described(participation)}."
+        )
+    separation, most = participation
+    positive_int(f"{call[:-1]}: min_separation", separation)
+    return Participation(separation, None if most is None else positive_int(f"{call[:-1]}: max_participations", most))
+
+
+def check_arguments(model: PyTree, batch: Any, state: Any, mask: Any, key: Any) -> None:
+    """Raises for arguments of a step that are in the wrong order, or that no compiled function can take. None stands for no state."""
+    call = "private_grad(model, batch, state, mask=mask)"
+    if isinstance(batch, PrivateGradientState) or isinstance(model, PrivateGradientState):
+        raise ValueError(f"`{call}` takes its arguments in this order; got the state before the batch.")
+    if state is not None and not isinstance(state, PrivateGradientState):
+        raise ValueError(
+            f"`{call}`: `state` must come from `private_grad.init(model)`, or from the step before; got {described(state)}."
+        )
+    if isinstance(mask, np.ndarray) and mask.dtype != bool:
+        raise ValueError(f"`mask` must be a boolean array, True for real examples; got {described(mask)}.")
+    if key is not None:
+        check_key("key=...", key)
+    for name, tree in (("model", model), ("batch", batch)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if isinstance(leaf, np.ndarray | np.generic):
+                check_numbers(f"{name}{path_str(path)}", leaf.dtype)
+
+
+def warn_of_strange_batch(physical_batch_size: int | None, batch: Any, mask: Any) -> None:
+    """Warns if a batch without a mask has not the size of the plan's batches: somebody else's loader made it."""
+    if physical_batch_size is None or mask is not None:
+        return
+    sizes = {x.shape[0] for x in jax.tree.leaves(batch) if eqx.is_array(x) and x.ndim > 0}
+    if sizes and sizes != {physical_batch_size}:
+        warnings.warn(
+            f"A batch of {min(sizes)} examples without a mask is none of this plan's, which are padded to {physical_batch_size} and come with one. "
+            "The privacy statement holds only for batches that are sampled as it says: take them from `for batch, mask in "
+            "plan.batches(data, seed=...)`, or load the rows `plan.sampler.indices(seed, step)`, and pass `mask=mask`.",
+            stacklevel=_levels_to_the_caller(),
+        )
+
+
+def _levels_to_the_caller() -> int:
+    """The `stacklevel` of the first frame outside of dpx and Equinox, so that a loop is warned once and not at every step."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("dpx", "equinox"):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from ._chacha import CHACHA20 as CHACHA20
-from ._checks import is_tracing
+from ._checks import described, is_tracing
 
 _MSG_TRACED = (
     "`dpx.random.{name}()` was called while JAX was tracing a function: the compiled function would use the same randomness every "
@@ -89,7 +89,7 @@ def fresh_seed() -> int:
 def check_key(call: str, key: Any) -> None:
     """Raises unless `key` is one typed key."""
     if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise ValueError(f"`{call}` must be a typed PRNG key, as from `jax.random.key(seed)`; got {key!r}.")
+        raise ValueError(f"`{call}` must be a typed PRNG key, as from `jax.random.key(seed)`; got {described(key)}.")
     if key.shape != ():
         raise ValueError(
             f"`{call}` must be one key; got an array of keys of shape {key.shape}. Use `jax.vmap` over seeds."

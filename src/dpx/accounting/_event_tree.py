@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import described
+
 Parts = tuple[tuple[Any, int], ...]
 
 _TYPE = "type"
@@ -34,7 +36,7 @@ def canonical(event: Any) -> Any:
     from dp_accounting import DpEvent
 
     if not isinstance(event, DpEvent):
-        raise ValueError(f"A DP event of `dp_accounting` or a plan was expected; got {event!r}.")
+        raise ValueError(f"A DP event of `dp_accounting` or a plan was expected; got {described(event)}.")
     cls = type(event)
     fields = {
         field.name: _converted(field.type, getattr(event, field.name), f"{cls.__name__}({field.name}=...)")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .._checks import positive_int, probability
+from .._checks import described, positive_int, probability
 from .._types import RealScalarLike
 from ..sampling import PoissonSampler
 from ._accountants import Adjacency, check_adjacency, delta as delta_of, epsilon as epsilon_of
@@ -18,6 +18,8 @@ _FINEST = 1e-4  # width of the grid of privacy losses
 def event_and_adjacency(call: str, event_or_plan: Any, adjacency: Any) -> tuple[Any, Adjacency]:
     """The canonical event of an event or plan, and the adjacency under which it is asked about."""
     if hasattr(event_or_plan, "adjacency"):
+        if adjacency is not None:
+            check_adjacency(adjacency)
         if adjacency not in (None, event_or_plan.adjacency):
             raise ValueError(
                 f"`{call}(adjacency={adjacency!r})`: the plan is for {event_or_plan.adjacency!r}. Leave `adjacency` out, or make another plan."
@@ -87,6 +89,10 @@ def group_epsilon(
         (arXiv:2401.10294). Conversion: Vadhan, *The complexity of differential privacy*, 2017, lemma 2.2.
     """
     delta = probability("group_epsilon(delta=...)", delta)
+    if not isinstance(sizes, Iterable) or isinstance(sizes, str | bytes) or getattr(sizes, "ndim", 1) != 1:
+        raise ValueError(
+            f"`group_epsilon(sizes=...)` must be group sizes, such as `(1, 2, 4)`; got {described(sizes)}."
+        )
     numbers = sorted({positive_int("group_epsilon(sizes=...)", size) for size in sizes})
     event, neighbours = event_and_adjacency("group_epsilon", event_or_plan, adjacency)
     pairs = parts(event)

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
-import numpy as np
 
-from .._checks import positive_int, probability
+from .._checks import at_least_zero, described, nonempty_text, positive_int, probability
 from .._types import RealScalarLike
 from ._accountants import NEIGHBOURS, AccountantName, Adjacency, check_accountant, check_adjacency, delta, epsilon
 from ._event_tree import canonical, composed, from_jsonable, parts, to_jsonable
@@ -76,7 +75,11 @@ class PrivacyLedger(eqx.Module):
     def __init__(self, adjacency: str, unit: str = "example", entries: tuple[LedgerEntry, ...] = ()):
         check_adjacency(adjacency)
         self.adjacency = adjacency  # pyright: ignore[reportAttributeAccessIssue]
-        self.unit = str(unit)
+        self.unit = nonempty_text("PrivacyLedger(unit=...)", unit)
+        if not isinstance(entries, tuple | list) or not all(isinstance(entry, LedgerEntry) for entry in entries):
+            raise ValueError(
+                f"`PrivacyLedger(entries=...)` must be the entries of another ledger; got {described(entries)}. Use `ledger.spend(...)`."
+            )
         self.entries = tuple(entries)
 
     def spend(self, event_or_plan: Any, count: Any = 1, label: str | None = None) -> "PrivacyLedger":
@@ -92,6 +95,7 @@ class PrivacyLedger(eqx.Module):
         **Raises:** `ValueError` if adjacency or unit differ.
         """
         count = positive_int("PrivacyLedger.spend(count=...)", count)
+        label = None if label is None else nonempty_text("PrivacyLedger.spend(label=...)", label)
         event = event_or_plan
         if hasattr(event_or_plan, "adjacency"):
             for name in ("adjacency", "unit"):
@@ -132,12 +136,11 @@ class PrivacyLedger(eqx.Module):
 
     def delta(self, epsilon: RealScalarLike, accountant: AccountantName | None = None) -> float:
         r"""An upper bound on $\delta$ at `epsilon` for all entries together; arguments as for `epsilon`."""
+        target = at_least_zero("PrivacyLedger.delta(epsilon=...)", epsilon)
         if not self.entries:
             return 0.0
         event = self.event
-        return self._answer(
-            lambda name: delta(event, float(np.asarray(epsilon)), adjacency=self.adjacency, accountant=name), accountant
-        )
+        return self._answer(lambda name: delta(event, target, adjacency=self.adjacency, accountant=name), accountant)
 
     def _answer(self, question: Callable[[AccountantName], float], accountant: AccountantName | None) -> float:
         if accountant is not None:
@@ -159,7 +162,7 @@ class PrivacyLedger(eqx.Module):
         """The ledger in plain English: what was spent, and what it costs together."""
         total = self.epsilon(delta)
         neighbours = NEIGHBOURS[self.adjacency].format(unit=self.unit)
-        number = f"{float(np.asarray(delta)):g}"
+        number = f"{probability('PrivacyLedger.statement(delta=...)', delta):g}"
         lines = [
             f"All releases together are ({_rounded_up(total)}, {number})-differentially private for one {self.unit}; neighbouring data sets: "
             f"{neighbours} (adjacency `{self.adjacency}`).",
@@ -191,7 +194,7 @@ class PrivacyLedger(eqx.Module):
         """The ledger that `to_json` wrote. Raises `ValueError`, saying what is wrong, for anything else."""
         try:
             record = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"`PrivacyLedger.from_json(...)`: this is not JSON: {error}.") from None
         if not isinstance(record, dict) or record.get("format") != _FORMAT:
             raise ValueError(

@@ -2,10 +2,9 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._checks import is_traced, positive_scalar
+from .._checks import is_traced, positive_scalar, real_number
 from .._types import RealScalarLike
 from ._base import AbstractOneGroupClipping
 from ._flat import check_norm
@@ -41,7 +40,7 @@ class NormalizedClipping(AbstractOneGroupClipping):
     def __init__(self, norm: RealScalarLike = 1.0, gamma: RealScalarLike = 0.01):
         self.norm = positive_scalar("NormalizedClipping(norm=...)", norm)
         check_norm("NormalizedClipping(norm=...)", self.norm)
-        number = None if is_traced(gamma) else float(np.asarray(gamma))
+        number = None if is_traced(gamma) else real_number("NormalizedClipping(gamma=...)", gamma)
         self.gamma = jnp.zeros(()) if number == 0 else positive_scalar("NormalizedClipping(gamma=...)", gamma)
         if number is not None and 0 < number < _SMALLEST_NORM:
             raise ValueError(

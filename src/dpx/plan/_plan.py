@@ -11,12 +11,19 @@ import equinox as eqx
 import numpy as np
 
 from .. import accounting
-from .._checks import positive_int, probability
+from .._checks import at_least_zero, choice, instance, integer, nonempty_text, positive_int, probability
 from .._types import RealScalarLike
 from ..accounting import AccountantName, Adjacency, TradeOffCurve
-from ..clipping import AbstractClipping, NoClipping
-from ..metrics import AbstractMetric
-from ..noise import AbstractIntegerNoise, AbstractNoise, check_integer_noise, check_joint_noise, queries_per_event
+from ..clipping import AbstractClipping, NoClipping, as_clipping
+from ..metrics import AbstractMetric, check_metric, check_metrics
+from ..noise import (
+    AbstractIntegerNoise,
+    AbstractNoise,
+    check_integer_noise,
+    check_joint_noise,
+    check_noise,
+    queries_per_event,
+)
 from ..private_gradient import PrivateGradient
 from ..private_sum import PrivateSum
 from ..random import fresh_seed
@@ -48,7 +55,7 @@ class PrivacyPlan(eqx.Module):
     **Arguments:**
 
     - `sampler`: who is in a batch.
-    - `clipping`: how much one of them may contribute.
+    - `clipping`: how much one of them may contribute; a number $C$ stands for `FlatClipping(C)`.
     - `noise`: what is added; its multiplier may be left to `calibrate`.
     - `adjacency`: what neighbouring data sets are: `"add_or_remove_one"`, `"replace_one"`, or `"replace_special"` (one is replaced by
         an empty one).
@@ -69,7 +76,7 @@ class PrivacyPlan(eqx.Module):
     def __init__(
         self,
         sampler: AbstractSampler,
-        clipping: AbstractClipping,
+        clipping: AbstractClipping | RealScalarLike,
         noise: AbstractNoise,
         *,
         adjacency: str = "add_or_remove_one",
@@ -77,7 +84,12 @@ class PrivacyPlan(eqx.Module):
         accountant: str = "pld",
         metrics: dict[str, Any] | None = None,
     ):
-        accounting.check_adjacency(adjacency)
+        instance("PrivacyPlan(sampler=...)", sampler, AbstractSampler, "PoissonSampler(60_000, 256, 5_000)")
+        clipping = as_clipping("PrivacyPlan(clipping=...)", clipping)
+        check_noise("PrivacyPlan(noise=...)", noise)
+        accounting.check_adjacency(adjacency, "PrivacyPlan")
+        accounting.check_accountant(accountant, "replace_special", "PrivacyPlan")
+        metrics = check_metrics("PrivacyPlan(metrics=...)", metrics)
         check_integer_noise(clipping, noise)
         if isinstance(noise, AbstractIntegerNoise):
             if adjacency == "replace_one":
@@ -115,12 +127,12 @@ class PrivacyPlan(eqx.Module):
         self.clipping = clipping
         self.noise = noise
         self.adjacency = adjacency  # pyright: ignore[reportAttributeAccessIssue]
-        unit = sampler.unit if unit is None else unit
+        unit = sampler.unit if unit is None else nonempty_text("PrivacyPlan(unit=...)", unit)
         if sampler.unit != "example" and unit != sampler.unit:
             raise ValueError(
                 f"`{type(sampler).__name__}` draws {sampler.unit}s, so `PrivacyPlan(unit=...)` must be {sampler.unit!r}; got {unit!r}."
             )
-        self.metrics = {} if metrics is None else dict(metrics)
+        self.metrics = metrics
         if self.metrics and noise.order != 2:
             raise ValueError(
                 f"Metrics add Gaussian noise, which cannot be accounted for together with `{type(noise).__name__}`. Use Gaussian noise for both."
@@ -160,7 +172,7 @@ class PrivacyPlan(eqx.Module):
         """
         delta = probability("PrivacyPlan.epsilon(delta=...)", delta)
         self._warn_about(delta)
-        if steps is not None and steps == 0:
+        if steps is not None and integer("PrivacyPlan.epsilon(steps=...)", steps) == 0:
             return 0.0
         event = self._event(self._first(steps))
         if isinstance(self.clipping, NoClipping):
@@ -169,11 +181,12 @@ class PrivacyPlan(eqx.Module):
 
     def delta(self, epsilon: RealScalarLike, steps: Any = None) -> float:
         r"""The $\delta$ that the run, or its first `steps` steps, has at `epsilon`."""
+        epsilon = at_least_zero("PrivacyPlan.delta(epsilon=...)", epsilon)
         if isinstance(self.clipping, NoClipping):
             return 1.0
         return accounting.delta(
             self._event(self._first(steps)),
-            float(np.asarray(epsilon)),
+            epsilon,
             adjacency=self.adjacency,
             accountant=self.accountant,
         )
@@ -247,6 +260,7 @@ class PrivacyPlan(eqx.Module):
 
         **Raises:** `ValueError` if no value meets the budget.
         """
+        choice("PrivacyPlan.calibrate(parameter=...)", parameter, ("noise_multiplier", "steps", "batch_size"))
         target = self._target(epsilon, delta, advantage, true_positive_rate, false_positive_rate)
         if isinstance(self.clipping, NoClipping):
             raise ValueError(
@@ -256,8 +270,6 @@ class PrivacyPlan(eqx.Module):
             plan = _search.least_noise(self, target)
             check_joint_noise(plan.clipping, plan.noise, plan.steps, plan.sampler.participation_per_event)
             return plan
-        if parameter not in ("steps", "batch_size"):
-            raise ValueError(f"`parameter` must be 'noise_multiplier', 'steps' or 'batch_size'; got {parameter!r}.")
         if not self.is_calibrated:
             raise ValueError(f"`calibrate(parameter={parameter!r})` needs a noise multiplier; this plan has none.")
         return _search.largest(self, parameter, target)
@@ -302,15 +314,7 @@ class PrivacyPlan(eqx.Module):
         - `metrics`: by name, modules of `dpx.metrics` with a noise multiplier; they replace those of that name.
         """
         for name, metric in metrics.items():
-            if not isinstance(metric, AbstractMetric):
-                raise ValueError(
-                    f"`PrivacyPlan.with_metrics({name}=...)` must be a module of `dpx.metrics`; got {metric!r}."
-                )
-            if metric.noise_multiplier is None:
-                raise ValueError(
-                    f"`PrivacyPlan.with_metrics({name}=...)` has no budget: give `{type(metric).__name__}(..., noise_multiplier=...)`, such as ten "
-                    "times that of the gradient."
-                )
+            check_metric(f"PrivacyPlan.with_metrics({name}=...)", metric)
         return dataclasses.replace(self, metrics={**self.metrics, **metrics})
 
     def private_gradient(self, loss: Callable[..., Any], **options: Any) -> PrivateGradient:
@@ -323,7 +327,7 @@ class PrivacyPlan(eqx.Module):
         """
         if not self.is_calibrated:
             raise ValueError(_MSG_UNCALIBRATED)
-        fixed = {"normalizer", "steps", "participation", "unit", "metrics"} & set(options)
+        fixed = {"normalizer", "steps", "participation", "unit", "metrics", "physical_batch_size"} & set(options)
         if fixed:
             raise ValueError(
                 f"`private_gradient({fixed.pop()}=...)` is fixed by the plan, whose statement rests on it."
@@ -337,8 +341,13 @@ class PrivacyPlan(eqx.Module):
             participation=self.sampler.participation_per_event,
             unit="user" if self.unit == "user" else "example",
             metrics=self.metrics,
+            physical_batch_size=self._expected_size(),
             **options,
         )
+
+    def _expected_size(self) -> int | None:
+        # of a batch without a mask; nothing rests on the batches of a run that is not private
+        return None if isinstance(self.clipping, NoClipping) else self.sampler.physical_batch_size
 
     def private_sum(self, fn: Callable[..., Any], *, microbatch_size: Any = None) -> PrivateSum:
         """The `PrivateSum` of `fn(model, *example)` that this plan accounts for: of model updates, or whatever else one example or user gives.
@@ -362,6 +371,8 @@ class PrivacyPlan(eqx.Module):
             microbatch_size=microbatch_size,
             steps=self.steps,
             participation=self.sampler.participation_per_event,
+            unit="user" if self.unit == "user" else "example",
+            physical_batch_size=self._expected_size(),
         )
 
     def batches(self, data: Any, *, seed: Any, start: int = 0) -> Iterator[tuple[Any, np.ndarray]]:
@@ -369,10 +380,11 @@ class PrivacyPlan(eqx.Module):
 
         **Arguments:**
 
-        - `data`: a tuple of PyTrees of arrays with `num_examples` rows each.
+        - `data`: a tuple of PyTrees of arrays, or pandas tables, with `num_examples` rows each, which belong together by position.
         - `seed`: the secret of the sampling, up to 128 bits; None draws one from the operating system (which cannot be resumed).
         - `start`: the step to start from; the batches are those of a run that was never stopped.
         """
+        start = integer("PrivacyPlan.batches(start=...)", start)
         if seed is None and start != 0:
             raise ValueError(
                 f"`PrivacyPlan.batches(seed=None, start={start})` would go on with another sampling than the run began with, where "
