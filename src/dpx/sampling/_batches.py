@@ -61,7 +61,7 @@ def _rows_of(where: str, argument: Any, leaf: Any, sampler: AbstractSampler) -> 
     if isinstance(leaf, jax.Array):
         leaf = np.asarray(leaf)
     # others, such as HDF5's, are arrays if they have a dtype of NumPy's
-    is_array = isinstance(getattr(leaf, "dtype", None), np.dtype) and hasattr(leaf, "shape")
+    is_array = isinstance(getattr(leaf, "dtype", None), np.dtype) and hasattr(leaf, "shape") and not np.isscalar(leaf)
     if not is_array:
         given = "a list" if isinstance(argument, list) else described(leaf) if np.isscalar(leaf) else f"a {type(leaf).__name__}"
         remedy = "Write `np.asarray(...)` around it."
