@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
 
 from ._checks import check_numbers, choice, described, flag, function, instance, positive_int, positive_scalar
 from ._loss import PerExample, Scaled, check_batch, check_mask, check_model, check_scaling, trainable
@@ -22,7 +22,7 @@ from .clipping import AbstractClipping, NoClipping, as_clipping
 from .gradients import AbstractGradientMethod, Auto, ClippedSum, LeafPlan, ghost_check
 from .metrics import AbstractMetric, check_metrics
 from .noise import AbstractIntegerNoise, AbstractNoise, Rounding, check_joint_noise, check_noise, joint_scale
-from .random import check_key, fresh_key
+from .random import check_key, fresh_key, key_of_words, key_words
 from .sharding import batch_axis, like, off_batch_axis, shard_batch
 
 # Domains of the state's key: the noise, the loss's own randomness, the clipping's and the metrics' never share a stream.
@@ -40,7 +40,12 @@ class Result(eqx.Enumeration):
 
 
 class PrivateGradientState(eqx.Module):
-    """What a `PrivateGradient` carries from one step to the next; a PyTree of arrays that can be saved, donated and sharded.
+    """What a `PrivateGradient` carries from one step to the next; a PyTree of plain arrays that can be saved, donated and sharded.
+
+    ```python
+    eqx.tree_serialise_leaves("run.eqx", (model, state))
+    model, state = eqx.tree_deserialise_leaves("run.eqx", (model, private_grad.init(model)))
+    ```
 
     **Arguments:**
 
@@ -52,12 +57,27 @@ class PrivateGradientState(eqx.Module):
     - `result`: `Result.successful`, or what went wrong.
     """
 
-    key: Key[Array, ""]
+    # the key's words, and not the typed key, which neither `eqx.tree_serialise_leaves` nor other checkpoints can store
+    key_data: UInt32[Array, "*lanes words"]
     step: Int[Array, ""]
     noise: PyTree
     clipping: PyTree
     metrics: dict[str, Any]
     result: Result  # pyright: ignore[reportInvalidTypeForm]
+    key_impl: Any = eqx.field(static=True)
+
+    def __init__(self, key: Key[Array, "*lanes"], step: Any, noise: PyTree, clipping: PyTree, metrics: Any, result: Any):
+        self.key_data, self.key_impl = key_words(key)
+        self.step = step
+        self.noise = noise
+        self.clipping = clipping
+        self.metrics = metrics
+        self.result = result
+
+    @property
+    def key(self) -> Key[Array, "*lanes"]:
+        """The typed key."""
+        return key_of_words(self.key_data, self.key_impl)
 
     def raise_if_failed(self) -> None:
         """Raises `RuntimeError`, on the host, if a step overran the budget or was not finite. Waits for the device."""

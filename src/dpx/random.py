@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, UInt32
 
 from ._chacha import CHACHA20 as CHACHA20
 from ._checks import described, is_tracing
@@ -94,3 +94,14 @@ def check_key(call: str, key: Any) -> None:
         raise ValueError(
             f"`{call}` must be one key; got an array of keys of shape {key.shape}. Use `jax.vmap` over seeds."
         )
+
+
+def key_words(key: Key[Array, "*lanes"]) -> tuple[UInt32[Array, "*lanes words"], Any]:
+    """A typed key as plain numbers, which any file format can hold, and the name of its type."""
+    impl = jr.key_impl(key)
+    return jr.key_data(key), "chacha20" if impl == CHACHA20 else impl
+
+
+def key_of_words(words: UInt32[Array, "*lanes words"], impl: Any) -> Key[Array, "*lanes"]:
+    """The typed key that `key_words` took apart."""
+    return jr.wrap_key_data(jnp.asarray(words), impl=CHACHA20 if impl == "chacha20" else impl)
