@@ -66,7 +66,9 @@ class PrivateGradientState(eqx.Module):
     result: Result  # pyright: ignore[reportInvalidTypeForm]
     key_impl: Any = eqx.field(static=True)
 
-    def __init__(self, key: Key[Array, "*lanes"], step: Any, noise: PyTree, clipping: PyTree, metrics: Any, result: Any):
+    def __init__(
+        self, key: Key[Array, "*lanes"], step: Any, noise: PyTree, clipping: PyTree, metrics: Any, result: Any
+    ):
         self.key_data, self.key_impl = key_words(key)
         self.step = step
         self.noise = noise
@@ -589,8 +591,9 @@ def warn_of_strange_batch(physical_batch_size: int | None, batch: Any, mask: Any
 
 
 def _levels_to_the_caller() -> int:
-    """The `stacklevel` of the first frame outside of dpx and Equinox, so that a loop is warned once and not at every step."""
+    """The `stacklevel` of the first frame outside of dpx and what wraps its functions, so that a loop is warned once and not at every step."""
+    wrappers = ("dpx", "equinox", "jaxtyping", "beartype")
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("dpx", "equinox"):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in wrappers:
         frame, level = frame.f_back, level + 1
     return level

@@ -56,14 +56,22 @@ def gather_batches(
 
 def _rows_of(where: str, argument: Any, leaf: Any, sampler: AbstractSampler) -> Any:
     """One leaf of the data as something that NumPy's integers index by position; raises unless it is numbers with the right number of rows."""
-    if hasattr(leaf, "iloc"):  # pandas, whose own brackets go by label: rows of differently labelled parts would not belong together
+    if hasattr(
+        leaf, "iloc"
+    ):  # pandas, whose own brackets go by label: rows of differently labelled parts would not belong together
         leaf = _table(where, leaf)
     if isinstance(leaf, jax.Array):
         leaf = np.asarray(leaf)
     # others, such as HDF5's, are arrays if they have a dtype of NumPy's
     is_array = isinstance(getattr(leaf, "dtype", None), np.dtype) and hasattr(leaf, "shape") and not np.isscalar(leaf)
     if not is_array:
-        given = "a list" if isinstance(argument, list) else described(leaf) if np.isscalar(leaf) else f"a {type(leaf).__name__}"
+        given = (
+            "a list"
+            if isinstance(argument, list)
+            else described(leaf)
+            if np.isscalar(leaf)
+            else f"a {type(leaf).__name__}"
+        )
         remedy = "Write `np.asarray(...)` around it."
         if hasattr(leaf, "to_numpy"):
             remedy = "Write `.to_numpy()` after it."
