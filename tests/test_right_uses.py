@@ -373,7 +373,8 @@ def test_a_batch_that_is_none_of_the_plans_is_warned_about_once(model):
         state = private_grad.init(model, key=jr.key(0))
         for _ in range(3):
             _, state, _ = private_grad(model, (x, y), state)
-    assert len(caught) == 1 and "plan.batches" in str(caught[0].message) and caught[0].filename == __file__
+    assert len(caught) == 1, [(c.filename, c.lineno) for c in caught]
+    assert "plan.batches" in str(caught[0].message) and caught[0].filename == __file__
     data = (np.zeros((100, 4), np.float32), np.zeros((100, 3), np.float32))
     for batch, mask in plan.batches(data, seed=0):  # its own are not, warnings being errors here
         _, state, _ = private_grad(model, batch, state, mask=mask)

@@ -188,9 +188,9 @@ def as_array(call: str, value: Any, what: str) -> Array:
     """What JAX makes an array of numbers or booleans of, tracers too, as one; `what` says what should have been given."""
     if value is not None and not isinstance(value, str | bytes | dict | set):
         try:
-            array = jnp.asarray(value)
+            array = value if isinstance(value, jax.Array) else np.asarray(value)
             if jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool:
-                return array
+                return jnp.asarray(array)
         except (TypeError, ValueError, OverflowError):
             pass
     raise ValueError(f"`{call}` must be {what}; got {described(value)}.")

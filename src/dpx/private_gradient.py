@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, get_args
 
 import equinox as eqx
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
 from ._checks import check_numbers, choice, described, flag, function, instance, positive_int, positive_scalar
 from ._loss import PerExample, Scaled, check_batch, check_mask, check_model, check_scaling, trainable
 from ._sensitive import Sensitive
-from ._tree import expand_like, is_finite, leaf_paths, path_str, root, wide_dtype
+from ._tree import expand_like, is_finite, leaf_paths, root, wide_dtype
 from ._types import Params, Participation, RealScalarLike
 from ._user import PerUser, WithinUser, check_user_batch
 from .clipping import AbstractClipping, NoClipping, as_clipping
@@ -27,6 +27,13 @@ from .sharding import batch_axis, like, off_batch_axis, shard_batch
 
 # Domains of the state's key: the noise, the loss's own randomness, the clipping's and the metrics' never share a stream.
 _NOISE, _LOSS, _CLIPPING, _METRICS = 0, 1, 2, 3
+
+_WRAPPERS = ("dpx", "jax", "equinox", "jaxtyping", "beartype")
+_MSG_STRANGE_BATCH = (
+    "A batch of {size} examples without a mask is none of this plan's, which are padded to {physical} and come with one. The privacy statement "
+    "holds only for batches that are sampled as it says: take them from `for batch, mask in plan.batches(data, seed=...)`, or load the rows "
+    "`plan.sampler.indices(seed, step)`, and pass `mask=mask`."
+)
 
 
 class Result(eqx.Enumeration):
@@ -341,23 +348,20 @@ class PrivateGradient(eqx.Module):
 
         - `ValueError` before anything compiles if loss, model, batch and mask do not fit.
         """
-        self._check_call(model, batch, state, mask, key)
-        return self._step(model, batch, state, mask, key, scaling)
-
-    def _check_call(self, model: PyTree, batch: Any, state: Any, mask: Any, key: Any) -> None:
-        """Raises for what cannot be handed to a compiled function at all, in words that are the caller's and not JAX's."""
-        check_arguments(model, batch, state, mask, key)
+        check_arguments(model, batch, mask, key, scaling)
+        check_state(batch, state)
         if set(state.metrics) != set(self.metrics):
             raise ValueError(
                 f"`private_grad(model, batch, state)`: `state` is of another private gradient, with metrics {sorted(state.metrics)} and not "
                 f"{sorted(self.metrics)}. Begin with `private_grad.init(model)`."
             )
-        warn_of_strange_batch(self.physical_batch_size, batch, mask)
+        return self._step(model, batch, state, mask, key, scaling)
 
     @eqx.filter_jit
     def _step(
         self, model: PyTree, batch: Any, state: PrivateGradientState, mask: Any, key: Any, scaling: PyTree
     ) -> tuple[PyTree, PrivateGradientState, Sensitive]:
+        warn_of_strange_batch(self.physical_batch_size, batch, mask)
         if key is None:
             key = jr.fold_in(jr.fold_in(state.key, _LOSS), state.step)
         out, mask = self._clipped(model, batch, state.clipping, mask, key, scaling)
@@ -407,7 +411,7 @@ class PrivateGradient(eqx.Module):
 
         **Returns:** `Sensitive` gradients.
         """
-        check_arguments(model, batch, None, mask, key)
+        check_arguments(model, batch, mask, key)
         params, _ = trainable(model, self.filter_spec)
         return self._clipped_sum(model, batch, self.clipping.init(params), mask, key)
 
@@ -557,43 +561,44 @@ def check_participation(call: str, participation: Any) -> Participation:
     return Participation(separation, None if most is None else positive_int(f"{call[:-1]}: max_participations", most))
 
 
-def check_arguments(model: PyTree, batch: Any, state: Any, mask: Any, key: Any) -> None:
-    """Raises for arguments of a step that are in the wrong order, or that no compiled function can take. None stands for no state."""
+def check_state(batch: Any, state: Any) -> None:
+    """Raises if the state is none, or stands where the batch should."""
     call = "private_grad(model, batch, state, mask=mask)"
-    if isinstance(batch, PrivateGradientState) or isinstance(model, PrivateGradientState):
+    if isinstance(batch, PrivateGradientState):
         raise ValueError(f"`{call}` takes its arguments in this order; got the state before the batch.")
-    if state is not None and not isinstance(state, PrivateGradientState):
+    if not isinstance(state, PrivateGradientState):
         raise ValueError(
             f"`{call}`: `state` must come from `private_grad.init(model)`, or from the step before; got {described(state)}."
         )
-    if isinstance(mask, np.ndarray) and mask.dtype != bool:
-        raise ValueError(f"`mask` must be a boolean array, True for real examples; got {described(mask)}.")
+
+
+def check_arguments(model: PyTree, batch: Any, mask: Any, key: Any, scaling: Any = None) -> None:
+    """Raises for what no compiled function can take, in the caller's words and not in JAX's."""
     if key is not None:
         check_key("key=...", key)
-    for name, tree in (("model", model), ("batch", batch)):
+    for name, tree in (("model", model), ("batch", batch), ("mask", mask), ("scaling", scaling)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            where = name + jax.tree_util.keystr(path)
             if isinstance(leaf, np.ndarray | np.generic):
-                check_numbers(f"{name}{path_str(path)}", leaf.dtype)
+                check_numbers(where, leaf.dtype)
+            elif not (eqx.is_array(leaf) or isinstance(leaf, Hashable)):
+                raise ValueError(
+                    f"`{where}` must be an array or something that can be hashed; got {described(leaf)}. Make a tuple of it, or a static field."
+                )
 
 
 def warn_of_strange_batch(physical_batch_size: int | None, batch: Any, mask: Any) -> None:
-    """Warns if a batch without a mask has not the size of the plan's batches: somebody else's loader made it."""
+    """Warns if a batch without a mask has not the size of the plan's batches: somebody else's loader made it.
+
+    Called while a step is traced, and so once and not at every step.
+    """
     if physical_batch_size is None or mask is not None:
         return
     sizes = {x.shape[0] for x in jax.tree.leaves(batch) if eqx.is_array(x) and x.ndim > 0}
-    if sizes and sizes != {physical_batch_size}:
-        warnings.warn(
-            f"A batch of {min(sizes)} examples without a mask is none of this plan's, which are padded to {physical_batch_size} and come with one. "
-            "The privacy statement holds only for batches that are sampled as it says: take them from `for batch, mask in "
-            "plan.batches(data, seed=...)`, or load the rows `plan.sampler.indices(seed, step)`, and pass `mask=mask`.",
-            stacklevel=_levels_to_the_caller(),
-        )
-
-
-def _levels_to_the_caller() -> int:
-    """The `stacklevel` of the first frame outside of dpx and what wraps its functions, so that a loop is warned once and not at every step."""
-    wrappers = ("dpx", "equinox", "jaxtyping", "beartype")
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in wrappers:
+    if not sizes or sizes == {physical_batch_size}:
+        return
+    # what is shown is the caller's line, not that of what traces
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _WRAPPERS:
         frame, level = frame.f_back, level + 1
-    return level
+    warnings.warn(_MSG_STRANGE_BATCH.format(size=min(sizes), physical=physical_batch_size), stacklevel=level)

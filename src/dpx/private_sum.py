@@ -23,6 +23,7 @@ from .private_gradient import (
     PrivateGradientState,
     check_arguments,
     check_participation,
+    check_state,
     warn_of_strange_batch,
 )
 
@@ -127,20 +128,21 @@ class PrivateSum(eqx.Module):
         **Returns:** the private sum, with the structure of `fn`'s output; the next state; and `Sensitive` diagnostics, whose `norms` are those
         of the outputs.
         """
-        check_arguments(model, batch, state, mask, key)
-        warn_of_strange_batch(self.physical_batch_size, batch, mask)
+        check_arguments(model, batch, mask, key)
+        check_state(batch, state)
         return self._step(model, batch, state, mask, key)
 
     @eqx.filter_jit
     def _step(
         self, model: PyTree, batch: Any, state: PrivateGradientState, mask: Any, key: Any
     ) -> tuple[PyTree, PrivateGradientState, Sensitive]:
+        warn_of_strange_batch(self.physical_batch_size, batch, mask)
         units, mask = self._units(batch, mask)
         return self._aggregate(model)(self._zeros(model, batch), units, state, mask=mask, key=key)
 
     def clipped_sum(self, model: PyTree, batch: Any, *, mask: Any = None, key: Any = None) -> Sensitive:
         """The sum of clipped outputs, without noise and not divided."""
-        check_arguments(model, batch, None, mask, key)
+        check_arguments(model, batch, mask, key)
         check_tuple("batch", batch)
         if key is None and "key" not in wanted_by(self.fn, self.unit, batch):
             key = jax.random.key(0)

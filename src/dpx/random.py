@@ -37,7 +37,7 @@ def fresh_key(impl: Any = None) -> Key[Array, ""]:
     """
     if is_tracing():
         raise RuntimeError(_MSG_TRACED.format(name="fresh_key"))
-    like = jr.key(0, impl=impl)
+    like = _key_like(impl)
     shape = jax.random.key_data(like).shape
     words = np.frombuffer(os.urandom(4 * int(np.prod(shape))), np.uint32).reshape(shape)
     return jr.wrap_key_data(jnp.asarray(words), impl=jr.key_impl(like))
@@ -105,3 +105,12 @@ def key_words(key: Key[Array, "*lanes"]) -> tuple[UInt32[Array, "*lanes words"],
 def key_of_words(words: UInt32[Array, "*lanes words"], impl: Any) -> Key[Array, "*lanes"]:
     """The typed key that `key_words` took apart."""
     return jr.wrap_key_data(jnp.asarray(words), impl=CHACHA20 if impl == "chacha20" else impl)
+
+
+def _key_like(impl: Any) -> Key[Array, ""]:
+    try:
+        return jr.key(0, impl=impl)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"`dpx.random.fresh_key(impl=...)` must be a name of JAX's, such as 'threefry2x32', or `dpx.random.CHACHA20`; got {described(impl)}."
+        ) from error

@@ -174,6 +174,7 @@ def epsilon(
     """
     delta = probability("delta", delta)
     check_adjacency(adjacency)
+    check_accountant(accountant, "replace_special")
     if accountant != "rdp":  # which of its events hold under replacement, Rényi accounting decides itself
         check_accountant(accountant, adjacency)
     event = strict(event)
@@ -218,7 +219,12 @@ def delta(
     $\delta$ in [0, 1].
     """
     epsilon = at_least_zero("epsilon", epsilon)
+    if epsilon == math.inf:
+        raise ValueError(
+            "`epsilon` must be finite: no delta is too small for what may lose any amount of privacy; got inf."
+        )
     check_adjacency(adjacency)
+    check_accountant(accountant, "replace_special")
     if accountant != "rdp":
         check_accountant(accountant, adjacency)
     event = strict(event)

@@ -97,6 +97,8 @@ class PrivacyFilter(eqx.Module):
         self.adjacency = adjacency  # pyright: ignore[reportAttributeAccessIssue]
         self.unit = nonempty_text("PrivacyFilter(unit=...)", unit)
         self.accountant = accountant  # pyright: ignore[reportAttributeAccessIssue]
+        if hint is not None and not hasattr(hint, "adjacency"):
+            canonical(hint, "PrivacyFilter(hint=...)")  # raises for what is no event
         if accountant == "gdp":
             if order is not None:
                 raise ValueError("`PrivacyFilter(accountant='gdp', order=...)`: only `'rdp'` has an order.")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .._checks import described, positive_int, probability
+from .._checks import positive_int, probability
 from .._types import RealScalarLike
 from ..sampling import PoissonSampler
 from ._accountants import Adjacency, check_adjacency, delta as delta_of, epsilon as epsilon_of
@@ -89,10 +89,12 @@ def group_epsilon(
         (arXiv:2401.10294). Conversion: Vadhan, *The complexity of differential privacy*, 2017, lemma 2.2.
     """
     delta = probability("group_epsilon(delta=...)", delta)
-    if not isinstance(sizes, Iterable) or isinstance(sizes, str | bytes) or getattr(sizes, "ndim", 1) != 1:
-        raise ValueError(
-            f"`group_epsilon(sizes=...)` must be group sizes, such as `(1, 2, 4)`; got {described(sizes)}."
-        )
+    try:
+        sizes = None if isinstance(sizes, str | bytes | dict) or getattr(sizes, "ndim", 1) != 1 else list(sizes)
+    except TypeError:
+        sizes = None
+    if sizes is None:
+        raise ValueError("`group_epsilon(sizes=...)` must be group sizes, such as `(1, 2, 4)`.")
     numbers = sorted({positive_int("group_epsilon(sizes=...)", size) for size in sizes})
     event, neighbours = event_and_adjacency("group_epsilon", event_or_plan, adjacency)
     pairs = parts(event)

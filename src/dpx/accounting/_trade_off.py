@@ -1,5 +1,7 @@
 """The trade-off curve: what an attacker can reach at best."""
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import numpy as np
 
@@ -34,11 +36,16 @@ class TradeOffCurve(eqx.Module):
     epsilons: tuple[float, ...] = eqx.field(static=True)
     deltas: tuple[float, ...] = eqx.field(static=True)
 
+    def __init__(self, epsilons: Sequence[float] | np.ndarray, deltas: Sequence[float] | np.ndarray):
+        xs = real_array("TradeOffCurve(epsilons=...)", epsilons, "a sequence of numbers")
+        ys = real_array("TradeOffCurve(deltas=...)", deltas, "a sequence of numbers")
+        if xs.ndim != 1 or ys.ndim != 1:
+            raise ValueError(_MSG_CURVE.format(epsilons=described(epsilons), deltas=described(deltas)))
+        self.epsilons = tuple(xs.tolist())
+        self.deltas = tuple(ys.tolist())
+
     def __check_init__(self):
-        epsilons = real_array("TradeOffCurve(epsilons=...)", self.epsilons, "a tuple of numbers")
-        deltas = real_array("TradeOffCurve(deltas=...)", self.deltas, "a tuple of numbers")
-        if epsilons.ndim != 1 or deltas.ndim != 1:
-            raise ValueError(_MSG_CURVE.format(epsilons=described(self.epsilons), deltas=described(self.deltas)))
+        epsilons, deltas = np.asarray(self.epsilons), np.asarray(self.deltas)
         is_curve = len(epsilons) == len(deltas) > 0 and epsilons[0] == 0 and np.all(np.diff(epsilons) >= 0)
         if not (is_curve and np.all((deltas >= 0) & (deltas <= 1))):
             raise ValueError(_MSG_CURVE.format(epsilons=self.epsilons, deltas=self.deltas))

@@ -384,7 +384,10 @@ class PrivacyPlan(eqx.Module):
         - `seed`: the secret of the sampling, up to 128 bits; None draws one from the operating system (which cannot be resumed).
         - `start`: the step to start from; the batches are those of a run that was never stopped.
         """
-        start = integer("PrivacyPlan.batches(start=...)", start)
+        if not 0 <= integer("PrivacyPlan.batches(start=...)", start) <= self.steps:
+            raise ValueError(
+                f"`PrivacyPlan.batches(start=...)` must lie between 0 and {self.steps}, the plan's steps: no budget covers batches beyond; got {start}."
+            )
         if seed is None and start != 0:
             raise ValueError(
                 f"`PrivacyPlan.batches(seed=None, start={start})` would go on with another sampling than the run began with, where "

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -61,6 +62,10 @@ def _rows_of(where: str, argument: Any, leaf: Any, sampler: AbstractSampler) -> 
     ):  # pandas, whose own brackets go by label: rows of differently labelled parts would not belong together
         leaf = _table(where, leaf)
     if isinstance(leaf, jax.Array):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise ValueError(
+                f"`{where}` must hold numbers or booleans; got PRNG keys. Take a loss that takes `key=` instead."
+            )
         leaf = np.asarray(leaf)
     # others, such as HDF5's, are arrays if they have a dtype of NumPy's
     is_array = isinstance(getattr(leaf, "dtype", None), np.dtype) and hasattr(leaf, "shape") and not np.isscalar(leaf)

@@ -73,7 +73,7 @@ def _owner_sets(owners: Any) -> list[set[Hashable]]:
         padded = np.issubdtype(owners.dtype, np.signedinteger)
         sets = [{owner for owner in row if not (padded and owner < 0)} for row in rows]
     else:
-        is_many = isinstance(owners, Collection) and not isinstance(owners, str | bytes | dict)
+        is_many = isinstance(owners, list | tuple | set) or hasattr(owners, "iloc")
         if not is_many or any(isinstance(row, str | bytes) or not isinstance(row, Collection) for row in owners):
             raise ValueError(
                 "`bound_contributions(owners=...)` must have a collection of owners for every example, such as `[['ada', 'bob'], ['ada']]`; got "

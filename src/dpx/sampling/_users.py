@@ -131,8 +131,9 @@ class UserSampler(AbstractSampler):
 
 def _numbered(call: str, user_ids: Any, users: int) -> np.ndarray:
     """The users of the rows as numbers from 0: as they are where they are numbers, else names in the order in which they first appear."""
-    is_many = hasattr(user_ids, "__len__") and hasattr(user_ids, "__iter__")
-    if not is_many or isinstance(user_ids, str | bytes | dict | set | frozenset):
+    # arrays, and pandas, which has types of its own
+    is_array = isinstance(getattr(user_ids, "dtype", None), np.dtype) and getattr(user_ids, "ndim", 0) > 0
+    if not (is_array or hasattr(user_ids, "iloc") or isinstance(user_ids, list | tuple)):
         raise ValueError(
             f"`{call}` must be one integer for each row of the data, or one name, in order; got {described(user_ids)}."
         )
