@@ -402,3 +402,21 @@ def test_data_that_are_no_numbers(bad, model, batch):
         private_grad(model, (batch[0], bad), state, mask=np.ones(8, bool))
     with pytest.raises(ValueError, match=r"`data\[1\]` must hold numbers"):
         plan.batches((np.zeros(8), bad), seed=0)
+
+
+# --- the noise of one step ----------------------------------------------------------------------------------------------
+
+
+def test_the_noise_of_one_step_is_that_of_the_inverse_matrix():
+    strategy = dpx.BandedToeplitz.square_root(4)
+    plan = dpx.dp_mf(400, 10, 12, strategy=strategy, clipping=0.5, noise_multiplier=1.5)
+    rows = np.square(np.linalg.inv(strategy.materialize(12))).sum(1)
+    sensitivity = np.linalg.norm(strategy.materialize(12), axis=0).max()
+    expected = 1.5 * 0.5 * sensitivity * np.sqrt(rows.mean()) / 10
+    assert plan.step_error() == pytest.approx(expected, rel=1e-5)
+    assert plan.step_error() > plan.noise_multiplier * 0.5 / 10  # more than independent noise has
+    independent = dpx.dp_sgd(400, 10, 12, clipping=0.5, noise_multiplier=1.5)
+    assert independent.step_error() == pytest.approx(1.5 * 0.5 / 10, rel=1e-5)
+    assert dpx.dp_sgd(400, 10, 12, clipping=dpx.NoClipping()).step_error() == 0.0
+    with pytest.raises(ValueError, match="no noise multiplier yet"):
+        dpx.PrivacyPlan(dpx.PoissonSampler(400, 10, 12), 0.5, dpx.IndependentGaussian()).step_error()

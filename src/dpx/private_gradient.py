@@ -361,10 +361,12 @@ class PrivateGradient(eqx.Module):
     def _step(
         self, model: PyTree, batch: Any, state: PrivateGradientState, mask: Any, key: Any, scaling: PyTree
     ) -> tuple[PyTree, PrivateGradientState, Sensitive]:
-        warn_of_strange_batch(self.physical_batch_size, batch, mask)
+        is_masked = mask is not None
         if key is None:
             key = jr.fold_in(jr.fold_in(state.key, _LOSS), state.step)
         out, mask = self._clipped(model, batch, state.clipping, mask, key, scaling)
+        if not is_masked:
+            warn_of_strange_batch(self.physical_batch_size, batch)
 
         if isinstance(self.clipping, NoClipping):
             noisy, buffers, scale = out.total, state.noise, None
@@ -587,12 +589,12 @@ def check_arguments(model: PyTree, batch: Any, mask: Any, key: Any, scaling: Any
                 )
 
 
-def warn_of_strange_batch(physical_batch_size: int | None, batch: Any, mask: Any) -> None:
-    """Warns if a batch without a mask has not the size of the plan's batches: somebody else's loader made it.
+def warn_of_strange_batch(physical_batch_size: int | None, batch: Any) -> None:
+    """Warns if a batch, which has no mask, has not the size of the plan's batches: somebody else's loader made it.
 
     Called while a step is traced, and so once and not at every step.
     """
-    if physical_batch_size is None or mask is not None:
+    if physical_batch_size is None:
         return
     sizes = {x.shape[0] for x in jax.tree.leaves(batch) if eqx.is_array(x) and x.ndim > 0}
     if not sizes or sizes == {physical_batch_size}:

@@ -136,9 +136,11 @@ class PrivateSum(eqx.Module):
     def _step(
         self, model: PyTree, batch: Any, state: PrivateGradientState, mask: Any, key: Any
     ) -> tuple[PyTree, PrivateGradientState, Sensitive]:
-        warn_of_strange_batch(self.physical_batch_size, batch, mask)
-        units, mask = self._units(batch, mask)
-        return self._aggregate(model)(self._zeros(model, batch), units, state, mask=mask, key=key)
+        units, which = self._units(batch, mask)
+        out = self._aggregate(model)(self._zeros(model, batch), units, state, mask=which, key=key)
+        if mask is None:
+            warn_of_strange_batch(self.physical_batch_size, batch)
+        return out
 
     def clipped_sum(self, model: PyTree, batch: Any, *, mask: Any = None, key: Any = None) -> Sensitive:
         """The sum of clipped outputs, without noise and not divided."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 
 from .. import accounting
@@ -228,10 +229,26 @@ class PrivacyPlan(eqx.Module):
         **Returns:**
 
         The error in units of a gradient: of two plans with the same clip norm and budget, the one with the smaller error trains better, as
-        a rule.
+        a rule, and with a learning rate that is tuned for it: its single steps may be the noisier ones (`step_error`).
         """
         factor = self.noise.error(self.steps, self.sampler.participation_per_event, workload, kind)
         return self.noise_multiplier * float(self.clipping.sensitivity) * factor / self.sampler.batch_size
+
+    def step_error(self) -> float:
+        r"""Root-mean-square noise, per coordinate, in ONE normalised gradient, over the steps of the run.
+
+        What an optimiser sees that looks at single gradients: Adam's second moment, a learning rate that is as large as one step bears. Noise that
+        cancels in sums (`error`) is larger in each step, so that a learning rate tuned for independent noise is too large for it.
+
+        **Returns:** the noise's standard deviation in units of a gradient; 0 if the run is not private.
+        """
+        if isinstance(self.clipping, NoClipping):
+            return 0.0
+        if self.noise.noise_multiplier is None:
+            raise ValueError(_MSG_UNCALIBRATED)
+        scale = jnp.asarray(_report.noise_scale(self), jnp.float32)
+        variances = self.noise.variance(scale, self.steps, jnp.arange(self.steps))
+        return math.sqrt(float(jnp.mean(variances))) / self.sampler.batch_size
 
     def calibrate(
         self,
@@ -386,7 +403,7 @@ class PrivacyPlan(eqx.Module):
         """
         if not 0 <= integer("PrivacyPlan.batches(start=...)", start) <= self.steps:
             raise ValueError(
-                f"`PrivacyPlan.batches(start=...)` must lie between 0 and {self.steps}, the plan's steps: no budget covers batches beyond; got {start}."
+                f"`PrivacyPlan.batches(start=...)` must lie between 0 and {self.steps}, the plan's steps: no budget covers more; got {start}."
             )
         if seed is None and start != 0:
             raise ValueError(
@@ -414,7 +431,7 @@ class PrivacyPlan(eqx.Module):
         - `path`: of the image; its suffix says the format (`.png`, `.pdf`, `.svg`).
         - `delta`: for epsilon over steps.
 
-        **Returns:** the path. Needs matplotlib (`pip install 'dpx[demo]'`).
+        **Returns:** the path. Needs matplotlib (`pip install matplotlib`).
         """
         delta = probability("PrivacyPlan.plot(delta=...)", delta)
         if isinstance(self.clipping, NoClipping):
