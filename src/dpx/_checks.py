@@ -41,13 +41,26 @@ def described(value: Any) -> str:
         return f"an array of {value.dtype} and shape {shape}" if shape else str(value)
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         text = repr(value)
-    elif isinstance(value, tuple | list | dict | set | frozenset) and len(repr(value)) <= 60:
+    elif isinstance(value, tuple | list | dict | set | frozenset) and _is_plain(value) and len(repr(value)) <= 60:
         text = repr(value)
     elif callable(value) and hasattr(value, "__name__"):
         text = f"the function {value.__name__}"
     else:
         text = f"a {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:80]}... (a {type(value).__name__})"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether something is made of Python's own numbers and texts."""
+    if isinstance(value, tuple | list | set | frozenset):
+        return len(value) <= 20 and all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return len(value) <= 20 and all(_is_plain(v) for pair in value.items() for v in pair)
+    return (
+        value is None
+        or isinstance(value, bool | int | float | complex | str | bytes)
+        and not isinstance(value, np.generic)
+    )
 
 
 def real_number(call: str, value: Any) -> float:

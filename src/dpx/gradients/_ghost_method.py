@@ -36,7 +36,7 @@ class Ghost(AbstractGradientMethod):
         name = "Ghost(microbatch_size=...)"
         self.microbatch_size = None if microbatch_size is None else positive_int(name, microbatch_size)
         if memory_budget is not None:
-            positive_float("Ghost(memory_budget=...)", memory_budget)
+            memory_budget = positive_float("Ghost(memory_budget=...)", memory_budget)
         self.memory_budget = memory_budget
 
     def clipped_sum(
