@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 import warnings
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -128,7 +129,7 @@ BATCH = (np.ones((40, 3), np.float32),)  # as many as the plan pads to
 MASK = np.ones(40, bool)
 
 # name: (what is called, {parameter: (a right value, what else may be accepted)}); None marks a parameter that has no wrong values
-TABLE = {
+TABLE: dict[str, tuple[Any, dict[str, Any]]] = {
     "FlatClipping": (
         dpx.FlatClipping,
         {"norm": (1.0, POSITIVE), "unit_norm": (False, FLAG), "order": (2, {"1"})},
@@ -612,7 +613,8 @@ def main():
                 found = complaint(row, call, arguments, name, value, label.removeprefix("np.") in may)
                 if found:
                     failures.append(f"{row}({name}={label}): {found}")
-    steps = [POISSON.indices(seed, step) for seed, step in ((1, 3), (np.int64(1), np.int64(3)), (1, np.uint8(3)))]
+    integers: Any = ((1, 3), (np.int64(1), np.int64(3)), (1, np.uint8(3)))
+    steps = [POISSON.indices(seed, step) for seed, step in integers]
     if not all(np.array_equal(steps[0], other) for other in steps):
         failures.append("AbstractSampler.indices: a batch depends on the type of an integer")
     print(json.dumps({"failures": failures, "missing": missing_rows(), "calls": calls}))

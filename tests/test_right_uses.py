@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -218,7 +219,7 @@ class Normed(eqx.Module):
     """A model with a layer that keeps a state."""
 
     first: eqx.nn.Linear
-    norm: eqx.Module
+    norm: Any
     last: eqx.nn.Linear
 
     def __call__(self, x, state):
@@ -343,7 +344,8 @@ def test_epochs_are_steps_rounded_up(epochs, examples, batch, steps):
 
 
 def test_epochs_or_steps():
-    for options in ({}, {"steps": 3, "epochs": 1}):
+    each: Any = ({}, {"steps": 3, "epochs": 1})
+    for options in each:
         with pytest.raises(ValueError, match="`dp_sgd` needs the number of `steps`, or of `epochs=`"):
             dpx.dp_sgd(100, 10, noise_multiplier=1.0, **options)
 

@@ -90,12 +90,12 @@ def group_epsilon(
     """
     delta = probability("group_epsilon(delta=...)", delta)
     try:
-        sizes = None if isinstance(sizes, str | bytes | dict) or getattr(sizes, "ndim", 1) != 1 else list(sizes)
+        listed = None if isinstance(sizes, str | bytes | dict) or getattr(sizes, "ndim", 1) != 1 else list(sizes)
     except TypeError:
-        sizes = None
-    if sizes is None:
+        listed = None
+    if listed is None:
         raise ValueError("`group_epsilon(sizes=...)` must be group sizes, such as `(1, 2, 4)`.")
-    numbers = sorted({positive_int("group_epsilon(sizes=...)", size) for size in sizes})
+    numbers = sorted({positive_int("group_epsilon(sizes=...)", size) for size in listed})
     event, neighbours = event_and_adjacency("group_epsilon", event_or_plan, adjacency)
     pairs = parts(event)
     found: dict[int, float] = {}

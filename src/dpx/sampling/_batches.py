@@ -57,30 +57,23 @@ def gather_batches(
 
 def _rows_of(where: str, argument: Any, leaf: Any, sampler: AbstractSampler) -> Any:
     """One leaf of the data as something that NumPy's integers index by position; raises unless it is numbers with the right number of rows."""
-    if hasattr(
-        leaf, "iloc"
-    ):  # pandas, whose own brackets go by label: rows of differently labelled parts would not belong together
+    # pandas, whose own brackets go by label, so that rows of tables with different labels would not belong together
+    if hasattr(leaf, "iloc"):
         leaf = _table(where, leaf)
     if isinstance(leaf, jax.Array):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             raise ValueError(
-                f"`{where}` must hold numbers or booleans; got PRNG keys. Take a loss that takes `key=` instead."
+                f"`{where}` must hold numbers or booleans; got PRNG keys. A loss that takes `key` gets one."
             )
         leaf = np.asarray(leaf)
     # others, such as HDF5's, are arrays if they have a dtype of NumPy's
-    is_array = isinstance(getattr(leaf, "dtype", None), np.dtype) and hasattr(leaf, "shape") and not np.isscalar(leaf)
-    if not is_array:
-        given = (
-            "a list"
-            if isinstance(argument, list)
-            else described(leaf)
-            if np.isscalar(leaf)
-            else f"a {type(leaf).__name__}"
-        )
+    is_scalar: bool = np.isscalar(leaf)
+    if is_scalar or not (isinstance(getattr(leaf, "dtype", None), np.dtype) and hasattr(leaf, "shape")):
+        given = "a list" if isinstance(argument, list) else described(leaf) if is_scalar else f"a {type(leaf).__name__}"
         remedy = "Write `np.asarray(...)` around it."
         if hasattr(leaf, "to_numpy"):
             remedy = "Write `.to_numpy()` after it."
-        elif not (isinstance(argument, list) or hasattr(leaf, "shape") or np.isscalar(leaf)):
+        elif not (isinstance(argument, list) or hasattr(leaf, "shape") or is_scalar):
             remedy = "Of data that are not in memory load the rows `plan.sampler.indices(seed, step)` yourself."
         raise ValueError(
             f"`{where}` must have {_required(sampler)} rows, which the privacy statement rests on; got no array but {given}. {remedy}"

@@ -133,7 +133,8 @@ def _numbered(call: str, user_ids: Any, users: int) -> np.ndarray:
     """The users of the rows as numbers from 0: as they are where they are numbers, else names in the order in which they first appear."""
     # arrays, and pandas, which has types of its own
     is_array = isinstance(getattr(user_ids, "dtype", None), np.dtype) and getattr(user_ids, "ndim", 0) > 0
-    if not (is_array or hasattr(user_ids, "iloc") or isinstance(user_ids, list | tuple)):
+    is_array |= hasattr(user_ids, "iloc")
+    if not (is_array and user_ids.ndim == 1 or isinstance(user_ids, list | tuple)):
         raise ValueError(
             f"`{call}` must be one integer for each row of the data, or one name, in order; got {described(user_ids)}."
         )
@@ -150,7 +151,8 @@ def _numbered(call: str, user_ids: Any, users: int) -> np.ndarray:
             )
         return ids.astype(np.int64)
     # names as they were given: NumPy would make texts of what is mixed, and a table of tuples
-    names = user_ids.tolist() if hasattr(user_ids, "tolist") else list(user_ids)
+    given: Any = user_ids
+    names: list[Any] = given.tolist() if is_array else list(given)
     is_number = np.issubdtype(ids.dtype, np.number) or ids.dtype == bool
     if not names or is_number and ids.ndim == 1 or not all(map(_is_hashable, names)):
         raise ValueError(
