@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -247,7 +248,9 @@ class PrivacyPlan(eqx.Module):
         if self.noise.noise_multiplier is None:
             raise ValueError(_MSG_UNCALIBRATED)
         scale = jnp.asarray(_report.noise_scale(self), jnp.float32)
-        variances = self.noise.variance(scale, self.steps, jnp.arange(self.steps))
+        variances = jax.vmap(lambda t: jnp.broadcast_to(self.noise.variance(scale, self.steps, t), ()))(
+            jnp.arange(self.steps)
+        )
         return math.sqrt(float(jnp.mean(variances))) / self.sampler.batch_size
 
     def calibrate(
