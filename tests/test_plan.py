@@ -119,12 +119,13 @@ def test_metrics_add_to_the_cost_and_are_released_in_the_state(model, batch):
     assert event.event.event.noise_multiplier == pytest.approx((1 + 2 / 16) ** -0.5)
     assert watched.epsilon(1e-3) > plan.epsilon(1e-3)
     private_grad = watched.private_gradient(loss)
-    _, state, _ = private_grad(model, batch, private_grad.init(model, key=jax.random.key(0)))
+    mask = np.ones(8, bool)
+    _, state, _ = private_grad(model, batch, private_grad.init(model, key=jax.random.key(0)), mask=mask)
     values = [float(v) for v in private_grad.metric_values(state).values()]
     assert np.isfinite(values).all() and values[0] != values[1]  # two metrics never share their noise
     for _ in range(5):
         before = state
-        _, state, _ = private_grad(model, batch, state)
+        _, state, _ = private_grad(model, batch, state, mask=mask)
     assert state.result == dpx.Result.budget_spent
     assert eqx.tree_equal(before.metrics, state.metrics)  # past the budget nothing is released
     assert "noise multiplier 4" in watched.statement(1e-3)

@@ -9,13 +9,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ._checks import is_traced
+from ._checks import check_numbers, check_tuple, described, is_traced
 from ._tree import path_str
 from ._types import Params
 
 _MSG_STATEFUL = (
     "The model's `{path}` is a `{kind}`, which keeps statistics of the batch or mixes its examples, so that no example's contribution can "
-    "be bounded. Replace it by a layer that sees one example at a time, such as `eqx.nn.GroupNorm` or `eqx.nn.LayerNorm`."
+    "be bounded. Replace it by a layer that sees one example at a time, such as `eqx.nn.GroupNorm` or `eqx.nn.LayerNorm`; or, if its statistics "
+    "come from public data, freeze them: `eqx.nn.inference_mode(model)`."
+)
+_MSG_ITERATING = (
+    "The model's `{path}` is a `{kind}`, which hands a state on from one call to the next: the loss of one example cannot. Let it rest while "
+    "the model is trained, `eqx.nn.inference_mode(model)`, and move it on outside of the loss."
+)
+_MSG_PAIR = (
+    "`batch` looks like the pair that `plan.batches` yields. Write `for batch, mask in plan.batches(...)` and give them apart: "
+    "`private_grad(model, batch, state, mask=mask)`."
+)
+_MSG_COMPLEX = (
+    "`filter_spec` asks to train `{path}`, which is of dtype {dtype}; only arrays of real floating-point numbers can be trained privately. "
+    "Keep its real and imaginary part as two arrays and put them together in the loss with `jax.lax.complex`; or leave it as it is with "
+    "`filter_spec=lambda x: eqx.is_inexact_array(x) and not jnp.iscomplexobj(x)`."
 )
 _MSG_AXIS_NAME = (
     "`loss` uses a named `vmap` axis ({error}), as `eqx.nn.BatchNorm` does: that mixes the examples of a batch, so that no "
@@ -30,11 +44,11 @@ _MSG_ONE_EXAMPLE = "dpx called `loss` with ONE example, without a batch axis: {s
 
 def describe(tree: PyTree) -> str:
     """Dtypes and shapes, one for each leaf."""
-    return ", ".join(f"{x.dtype}{list(x.shape)}" if eqx.is_array(x) else repr(x) for x in jax.tree.leaves(tree))
+    return ", ".join(f"{x.dtype}{list(x.shape)}" if eqx.is_array(x) else described(x) for x in jax.tree.leaves(tree))
 
 
 def check_model(model: PyTree) -> None:
-    """Raises if a layer of `model` keeps state or mixes examples, naming its path."""
+    """Raises if a layer of `model` keeps state or mixes examples, naming its path; a frozen one (`inference=True`) does neither."""
     is_index = lambda x: isinstance(x, eqx.nn.StateIndex)
     for path, leaf in jax.tree_util.tree_leaves_with_path(model, is_leaf=is_index):
         if is_index(leaf):
@@ -45,16 +59,26 @@ def check_model(model: PyTree) -> None:
                     if hasattr(key, "name")
                     else owner[getattr(key, "idx", getattr(key, "key", None))]
                 )
-            raise ValueError(_MSG_STATEFUL.format(path=path_str(path[:-1]), kind=type(owner).__name__))
+            if getattr(owner, "inference", None) is True:
+                continue
+            message = _MSG_STATEFUL if isinstance(owner, eqx.nn.BatchNorm) else _MSG_ITERATING
+            raise ValueError(message.format(path=path_str(path[:-1]), kind=type(owner).__name__))
 
 
 def trainable(model: PyTree, filter_spec: PyTree) -> tuple[Params, PyTree]:
     """Splits `model` into what is trained and the rest, and checks that what is trained consists of real arrays."""
-    params, static = eqx.partition(model, filter_spec)
+    try:
+        params, static = eqx.partition(model, filter_spec)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`filter_spec` must be a function of a leaf, or a tree of booleans that is a prefix of the model's: {_first_line(error)}"
+        ) from error
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
         raise ValueError("`filter_spec` selects no array of the model: there is nothing to train.")
     for path, leaf in leaves:
+        if eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ValueError(_MSG_COMPLEX.format(path=path_str(path), dtype=leaf.dtype))
         kind = f"of dtype {leaf.dtype}" if eqx.is_array(leaf) else f"a {type(leaf).__name__}"
         if not (eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)):
             raise ValueError(
@@ -66,10 +90,7 @@ def trainable(model: PyTree, filter_spec: PyTree) -> tuple[Params, PyTree]:
 
 def check_batch(batch: Any) -> tuple[tuple[Any, ...], int]:
     """The batch with JAX arrays for leaves, and its length."""
-    if not isinstance(batch, tuple):
-        raise ValueError(
-            f"`batch` must be a tuple of the loss's arguments, such as `(x, y)`; got {type(batch).__name__}. Write `(batch,)`."
-        )
+    check_tuple("batch", batch)
     leaves = jax.tree_util.tree_leaves_with_path(batch)
     if not leaves:
         raise ValueError("`batch` contains no array.")
@@ -79,6 +100,7 @@ def check_batch(batch: Any) -> tuple[tuple[Any, ...], int]:
                 f"`batch{path_str(path)}` must be an array with a leading batch axis; got {describe([leaf])}. What is the same for every example "
                 "belongs into the model or the loss."
             )
+        check_numbers(f"batch{path_str(path)}", leaf.dtype)
     lengths = {path_str(path): leaf.shape[0] for path, leaf in leaves}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"`batch{path}`: {n}" for path, n in lengths.items())
@@ -117,7 +139,12 @@ class PerExample(eqx.Module):
 
     def __init__(self, loss: Callable[..., Any], static: PyTree, has_aux: bool, batch: tuple[Any, ...]):
         self.loss, self.static, self.has_aux, self.batch = loss, static, has_aux, batch
-        self.takes_key = _takes_key(loss, len(batch))
+        try:
+            self.takes_key = bool(keywords(loss, len(batch), ("key",)))
+        except ValueError as error:
+            if is_pair(batch):
+                raise ValueError(_MSG_PAIR) from error
+            raise
 
     def __call__(self, params: Params, example: Any) -> tuple[Array, PyTree]:
         args, key = example
@@ -129,6 +156,8 @@ class PerExample(eqx.Module):
                 raise
             raise ValueError(_MSG_AXIS_NAME.format(error=error)) from error
         except Exception as error:
+            if is_pair(self.batch):
+                raise ValueError(_MSG_PAIR) from error
             if self._works_on_the_whole_batch(params, kwargs):
                 raise ValueError(_MSG_BATCH_AXIS.format(shapes=describe(args), error=_first_line(error))) from error
             error.add_note(_MSG_ONE_EXAMPLE.format(shapes=describe(args)))
@@ -147,25 +176,50 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def _takes_key(loss: Callable[..., Any], arguments: int) -> bool:
-    try:
-        signature = inspect.signature(loss)
-    except (TypeError, ValueError):  # some callables of C have none
+def is_pair(batch: Any) -> bool:
+    """Whether this looks like a batch and its mask, as `plan.batches` yields them."""
+    if not (isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], tuple)):
         return False
-    positional = [None] * (arguments + 1)
-    parameter = signature.parameters.get("key")
+    mask = batch[1]
+    return bool(eqx.is_array(mask) and mask.dtype == bool and mask.ndim in (1, 2))
+
+
+def has_parameter(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has a parameter of that name, filled by an example or not."""
     try:
-        bound = signature.bind_partial(*positional).arguments
-        if parameter is not None and parameter.kind is not parameter.POSITIONAL_ONLY and "key" not in bound:
-            signature.bind(*positional, key=None)
-            return True
-        signature.bind(*positional)
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def keywords(
+    function: Callable[..., Any], arguments: int, names: tuple[str, ...], name: str = "loss"
+) -> tuple[str, ...]:
+    """Which of `names`, such as `key`, a function wants by keyword beside a model and so many arguments.
+
+    One that the arguments fill already is none of them: in `loss(model, x, key)` with a batch of two, `key` is the second. Raises
+    `ValueError`, with the signature, if the function cannot be called like that.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some callables of C have none
+        return ()
+    positional = [None] * (arguments + 1)
+    try:
+        filled = signature.bind_partial(*positional).arguments
+        parameters = signature.parameters
+        wanted = tuple(
+            n
+            for n in names
+            if n in parameters and parameters[n].kind is not inspect.Parameter.POSITIONAL_ONLY and n not in filled
+        )
+        signature.bind(*positional, **dict.fromkeys(wanted))
     except TypeError as error:
         raise ValueError(
-            f"`loss{signature}` is called as `loss(model, *example)` and the batch is a tuple of {arguments}, so it must take "
+            f"`{name}{signature}` is called as `{name}(model, *example)` and the batch is a tuple of {arguments}, so it must take "
             f"{arguments + 1} arguments ({error})."
         ) from None
-    return False
+    return wanted
 
 
 def _check_output(out: Any, has_aux: bool, shapes: str) -> tuple[Array, PyTree]:
@@ -220,7 +274,7 @@ def check_scaling(scaling: Any, params: Params) -> None:
             f"`scaling` must have the structure of `eqx.filter(model, filter_spec)`, {expected}; got {got}."
         )
     for (path, p), s in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(scaling), strict=True):
-        if jnp.shape(s) != p.shape:
+        if not eqx.is_array_like(s) or jnp.shape(s) != p.shape:
             raise ValueError(
-                f"`scaling{path_str(path)}` must have the shape of that parameter, {p.shape}; got {jnp.shape(s)}."
+                f"`scaling{path_str(path)}` must have the shape of that parameter, {p.shape}; got {described(s)}."
             )

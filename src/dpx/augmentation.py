@@ -1,6 +1,5 @@
 """Augmentation multiplicity: one example's gradient is averaged over several views before it is clipped."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Key
 
-from ._checks import positive_int
+from ._checks import flag, function, positive_int
+from ._loss import keywords
 
 
 def augment(loss: Any, augmentation: Any, multiplicity: Any, *, has_aux: bool = False) -> "Augmented":
@@ -42,10 +42,10 @@ def augment(loss: Any, augmentation: Any, multiplicity: Any, *, has_aux: bool = 
         De et al., *Unlocking high-accuracy differentially private image classification through scale*, 2022; Fort et al., *Drawing multiple
         augmentation samples per image during training*, 2021.
     """
-    for name, function in (("loss", loss), ("augmentation", augmentation)):
-        if not callable(function):
-            raise ValueError(f"`dpx.augment({name}=...)` must be a function; got {function!r}.")
-    return Augmented(loss, augmentation, positive_int("dpx.augment(multiplicity=...)", multiplicity), bool(has_aux))
+    function("dpx.augment(loss=...)", loss, "loss(model, *example)")
+    function("dpx.augment(augmentation=...)", augmentation, "augmentation(*example, key=key)")
+    multiplicity = positive_int("dpx.augment(multiplicity=...)", multiplicity)
+    return Augmented(loss, augmentation, multiplicity, flag("dpx.augment(has_aux=...)", has_aux))
 
 
 class Augmented(eqx.Module):
@@ -61,7 +61,6 @@ class Augmented(eqx.Module):
 
     def __call__(self, model: Any, *example: Any, key: Key[Array, ""]) -> Any:
         """The mean loss of one example."""
-        wants_key = "key" in inspect.signature(self.loss).parameters
 
         def view(number: Array) -> Any:
             view_key = jr.fold_in(key, number)
@@ -70,7 +69,8 @@ class Augmented(eqx.Module):
                 raise ValueError(
                     f"`augmentation(*example, key=key)` must return a tuple, the arguments of the loss after the model; got {type(seen).__name__}."
                 )
-            return self.loss(model, *seen, **({"key": jr.fold_in(view_key, 1)} if wants_key else {}))
+            wanted = keywords(self.loss, len(seen), ("key",))
+            return self.loss(model, *seen, **dict.fromkeys(wanted, jr.fold_in(view_key, 1)))
 
         out = jax.vmap(view)(jnp.arange(self.multiplicity))
         if self.has_aux:

@@ -1,6 +1,8 @@
 """`PrivateGradient`: clip, sum, add noise, divide by a public number."""
 
-from collections.abc import Callable, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, get_args
 
 import equinox as eqx
@@ -8,23 +10,42 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
-from ._checks import is_traced, positive_int, positive_scalar, usable
+from ._checks import (
+    check_numbers,
+    choice,
+    described,
+    flag,
+    function,
+    instance,
+    is_traced,
+    positive_int,
+    positive_scalar,
+    usable,
+)
 from ._loss import PerExample, Scaled, check_batch, check_mask, check_model, check_scaling, trainable
+from ._norms import combined
 from ._sensitive import Sensitive
-from ._tree import expand_like, is_finite, leaf_paths, root, wide_dtype
+from ._tree import expand_like, is_finite, leaf_paths, wide_dtype
 from ._types import Params, Participation, RealScalarLike
 from ._user import PerUser, WithinUser, check_user_batch
-from .clipping import AbstractClipping, NoClipping
+from .clipping import AbstractClipping, NoClipping, as_clipping
 from .gradients import AbstractGradientMethod, Auto, ClippedSum, LeafPlan, ghost_check, unreached_paths, watched
-from .metrics import AbstractMetric
-from .noise import AbstractIntegerNoise, AbstractNoise, Rounding, check_joint_noise, joint_scale
-from .random import check_key, fresh_key
+from .metrics import AbstractMetric, check_metrics
+from .noise import AbstractIntegerNoise, AbstractNoise, Rounding, check_joint_noise, check_noise, joint_scale
+from .random import check_key, fresh_key, key_of_words, key_words
 from .sharding import batch_axis, like, off_batch_axis, shard_batch
 
 # Domains of the state's key: the noise, the loss's own randomness, the clipping's and the metrics' never share a stream.
 _NOISE, _LOSS, _CLIPPING, _METRICS = 0, 1, 2, 3
+
+_WRAPPERS = ("dpx", "jax", "equinox", "jaxtyping", "beartype")
+_MSG_STRANGE_BATCH = (
+    "A batch of {size} examples without a mask is none of this plan's, which are padded to {physical} and come with one. The privacy statement "
+    "holds only for batches that are sampled as it says: take them from `for batch, mask in plan.batches(data, seed=...)`, or load the rows "
+    "`plan.sampler.indices(seed, step)`, and pass `mask=mask`."
+)
 
 
 class Result(eqx.Enumeration):
@@ -99,7 +120,12 @@ def check_stated(stated: Stated | None, clipping: Any, noise: Any, normalizer: A
 
 
 class PrivateGradientState(eqx.Module):
-    """What a `PrivateGradient` carries from one step to the next; a PyTree of arrays that can be saved, donated and sharded.
+    """What a `PrivateGradient` carries from one step to the next; a PyTree of plain arrays that can be saved, donated and sharded.
+
+    ```python
+    eqx.tree_serialise_leaves("run.eqx", (model, state))
+    model, state = eqx.tree_deserialise_leaves("run.eqx", (model, private_grad.init(model)))
+    ```
 
     **Arguments:**
 
@@ -111,12 +137,29 @@ class PrivateGradientState(eqx.Module):
     - `result`: `Result.successful`, or what went wrong.
     """
 
-    key: Key[Array, ""]
+    # the key's words, and not the typed key, which neither `eqx.tree_serialise_leaves` nor other checkpoints can store
+    key_data: UInt32[Array, "*lanes words"]
     step: Int[Array, ""]
     noise: PyTree
     clipping: PyTree
     metrics: dict[str, Any]
     result: Result  # pyright: ignore[reportInvalidTypeForm]
+    key_impl: Any = eqx.field(static=True)
+
+    def __init__(
+        self, key: Key[Array, "*lanes"], step: Any, noise: PyTree, clipping: PyTree, metrics: Any, result: Any
+    ):
+        self.key_data, self.key_impl = key_words(key)
+        self.step = step
+        self.noise = noise
+        self.clipping = clipping
+        self.metrics = metrics
+        self.result = result
+
+    @property
+    def key(self) -> Key[Array, "*lanes"]:
+        """The typed key."""
+        return key_of_words(self.key_data, self.key_impl)
 
     def raise_if_failed(self) -> None:
         """Raises `RuntimeError`, on the host, if a step overran the budget or was not finite. Waits for the device."""
@@ -207,7 +250,7 @@ class PrivateGradient(eqx.Module):
 
     - `loss`: `loss(model, *example) -> scalar` for ONE example, without a batch axis; `(scalar, aux)` with `has_aux=True`. If it takes
         a keyword `key` it gets a PRNG key of its own for every example.
-    - `clipping`: how much one example may contribute.
+    - `clipping`: how much one example may contribute; a number $C$ stands for `FlatClipping(C)`. (A number is no noise: it has to be named.)
     - `noise`: what is added. Its scale is the noise multiplier times the clipping's sensitivity.
     - `normalizer`: what the noisy sum is divided by: a public number such as the EXPECTED batch size, never the realised one.
     - `method`: how the clipped sum is computed; changes speed and memory, not the result.
@@ -221,6 +264,8 @@ class PrivateGradient(eqx.Module):
     - `metrics`: private statistics to release at every step, by name; see `PrivacyPlan.with_metrics`, which accounts for them.
     - `stated`: what a plan that made this states about it; a gradient whose numbers differ from it is refused (where they are traced, it is NaN and
         `Result.not_the_plan`). Yours to leave alone.
+    - `physical_batch_size`: the size to which a plan's batches are padded: one of another size and without a mask is warned about, since it
+        comes from somewhere else.
     """
 
     loss: Callable[..., Any]
@@ -236,11 +281,12 @@ class PrivateGradient(eqx.Module):
     within_user: WithinUser = eqx.field(static=True)
     metrics: dict[str, AbstractMetric]
     stated: Stated | None = eqx.field(static=True)
+    physical_batch_size: int | None = eqx.field(static=True)
 
     def __init__(
         self,
         loss: Callable[..., Any],
-        clipping: AbstractClipping,
+        clipping: AbstractClipping | RealScalarLike,
         noise: AbstractNoise,
         *,
         normalizer: RealScalarLike = 1.0,
@@ -253,9 +299,12 @@ class PrivateGradient(eqx.Module):
         within_user: str = "mean",
         metrics: dict[str, Any] | None = None,
         stated: Stated | None = None,
+        physical_batch_size: Any = None,
     ):
-        if not callable(loss):
-            raise ValueError(f"`PrivateGradient(loss=...)` must be a function `loss(model, *example)`; got {loss!r}.")
+        function("PrivateGradient(loss=...)", loss, "loss(model, *example)")
+        clipping = as_clipping("PrivateGradient(clipping=...)", clipping)
+        check_noise("PrivateGradient(noise=...)", noise)
+        instance("PrivateGradient(method=...)", method, AbstractGradientMethod, "dpx.Ghost()")
         if clipping.order != noise.order:
             raise ValueError(
                 f"`{type(noise).__name__}` needs clipping in the l{noise.order} norm; `{type(clipping).__name__}` bounds the "
@@ -273,14 +322,14 @@ class PrivateGradient(eqx.Module):
                     f"`PrivateGradient(steps=...)` must be at most the horizon of `{type(noise).__name__}`, {noise.horizon}; got {steps}."
                 )
             self.steps = self.steps or noise.horizon
-        self.filter_spec = filter_spec
-        self.has_aux = bool(has_aux)
-        self.participation = Participation(1, None) if participation is None else participation
-        if within_user not in get_args(WithinUser):
-            raise ValueError(f"`PrivateGradient(within_user=...)` must be 'mean' or 'sum'; got {within_user!r}.")
-        self.unit = unit
-        self.within_user = within_user  # pyright: ignore[reportAttributeAccessIssue]
-        self.metrics = {} if metrics is None else dict(metrics)
+        self.filter_spec = _filter_spec(filter_spec)
+        self.has_aux = flag("PrivateGradient(has_aux=...)", has_aux)
+        self.participation = check_participation("PrivateGradient(participation=...)", participation)
+        self.unit = choice("PrivateGradient(unit=...)", unit, ("example", "user"))
+        self.within_user = choice("PrivateGradient(within_user=...)", within_user, get_args(WithinUser))
+        self.metrics = check_metrics("PrivateGradient(metrics=...)", metrics)
+        call = "PrivateGradient(physical_batch_size=...)"
+        self.physical_batch_size = None if physical_batch_size is None else positive_int(call, physical_batch_size)
         check_joint_noise(clipping, noise, self.steps, self.participation)
         self.stated = stated
         self._is_the_plans()
@@ -387,6 +436,13 @@ class PrivateGradient(eqx.Module):
         What is only known on the device, a parameter or a traced number that is not finite or not positive where it must be, gives NaN and
         `Result.non_finite`, which `state.raise_if_failed()` raises on the host.
         """
+        check_arguments(model, batch, mask, key, scaling)
+        check_state(batch, state)
+        if set(state.metrics) != set(self.metrics):
+            raise ValueError(
+                f"`private_grad(model, batch, state)`: `state` is of another private gradient, with metrics {sorted(state.metrics)} and not "
+                f"{sorted(self.metrics)}. Begin with `private_grad.init(model)`."
+            )
         if self.stated is not None and not hasattr(self, "_is_verified"):
             self._is_the_plans()
             # not a field, so that whatever copies the module with other leaves copies it without this
@@ -397,9 +453,12 @@ class PrivateGradient(eqx.Module):
     def _step(
         self, model: PyTree, batch: Any, state: PrivateGradientState, mask: Any, key: Any, scaling: PyTree
     ) -> tuple[PyTree, PrivateGradientState, Sensitive]:
+        is_masked = mask is not None
         if key is None:
             key = jr.fold_in(jr.fold_in(state.key, _LOSS), state.step)
         out, mask = self._clipped(model, batch, state.clipping, mask, key, scaling)
+        if not is_masked:
+            warn_of_strange_batch(self.physical_batch_size, batch)
 
         if isinstance(self.clipping, NoClipping):
             noisy, buffers, scale = out.total, state.noise, None
@@ -466,6 +525,7 @@ class PrivateGradient(eqx.Module):
 
         **Returns:** `Sensitive` gradients.
         """
+        check_arguments(model, batch, mask, key)
         params, _ = trainable(model, self.filter_spec)
         return self._clipped_sum(model, batch, self.clipping.init(params), mask, key)
 
@@ -564,9 +624,10 @@ class PrivateGradient(eqx.Module):
         out = self.method.clipped_sum(per_example, params, examples, mask, labels, order, factors, **options)
         original, _ = trainable(model, self.filter_spec)
         total = jax.tree.map(like, out.total, original)
+        per_example = (out.norms, out.losses, out.aux)
         if size == 0:
-            out, mask = jax.tree.map(lambda x: x[:0], (out, mask))
-        return ClippedSum(total, out.norms, out.losses, out.aux), mask
+            per_example, mask = jax.tree.map(lambda x: x[:0], (per_example, mask))
+        return ClippedSum(total, *per_example), mask
 
     def _rounding(self, params: Params, batch_size: int) -> Rounding | None:
         if not isinstance(self.noise, AbstractIntegerNoise) or isinstance(self.clipping, NoClipping):
@@ -606,3 +667,69 @@ def _diagnostics(out: ClippedSum, mask: Array, order: int) -> Diagnostics:
     is_kept = jnp.all(jnp.isfinite(norms), axis=1)
     overall = jnp.where(is_kept, jnp.minimum(overall, jnp.finfo(overall.dtype).max), overall)
     return Diagnostics(real(out.losses), overall, norms, jax.tree.map(real, out.aux), mask)
+
+
+def _filter_spec(spec: PyTree) -> PyTree:
+    leaves = jax.tree.leaves(spec)
+    if not leaves or not all(isinstance(leaf, bool | np.bool_) or callable(leaf) for leaf in leaves):
+        raise ValueError(
+            "`PrivateGradient(filter_spec=...)` must be a function of a leaf, such as `eqx.is_inexact_array`, or a tree of booleans that is a prefix "
+            f"of the model's; got {described(spec)}."
+        )
+    return spec
+
+
+def check_participation(call: str, participation: Any) -> Participation:
+    """In which steps an example may take part; by default in all."""
+    if participation is None:
+        return Participation(1, None)
+    if not isinstance(participation, tuple) or len(participation) != 2:
+        raise ValueError(
+            f"`{call}` must be a `Participation(min_separation, max_participations)`; got {described(participation)}."
+        )
+    separation, most = participation
+    positive_int(f"{call[:-1]}: min_separation", separation)
+    return Participation(separation, None if most is None else positive_int(f"{call[:-1]}: max_participations", most))
+
+
+def check_state(batch: Any, state: Any) -> None:
+    """Raises if the state is none, or stands where the batch should."""
+    call = "private_grad(model, batch, state, mask=mask)"
+    if isinstance(batch, PrivateGradientState):
+        raise ValueError(f"`{call}` takes its arguments in this order; got the state before the batch.")
+    if not isinstance(state, PrivateGradientState):
+        raise ValueError(
+            f"`{call}`: `state` must come from `private_grad.init(model)`, or from the step before; got {described(state)}."
+        )
+
+
+def check_arguments(model: PyTree, batch: Any, mask: Any, key: Any, scaling: Any = None) -> None:
+    """Raises for what no compiled function can take, in the caller's words and not in JAX's."""
+    if key is not None:
+        check_key("key=...", key)
+    for name, tree in (("model", model), ("batch", batch), ("mask", mask), ("scaling", scaling)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            where = name + jax.tree_util.keystr(path)
+            if isinstance(leaf, np.ndarray | np.generic):
+                check_numbers(where, leaf.dtype)
+            elif not (eqx.is_array(leaf) or isinstance(leaf, Hashable)):
+                raise ValueError(
+                    f"`{where}` must be an array or something that can be hashed; got {described(leaf)}. Make a tuple of it, or a static field."
+                )
+
+
+def warn_of_strange_batch(physical_batch_size: int | None, batch: Any) -> None:
+    """Warns if a batch, which has no mask, has not the size of the plan's batches: somebody else's loader made it.
+
+    Called while a step is traced, and so once and not at every step.
+    """
+    if physical_batch_size is None:
+        return
+    sizes = {x.shape[0] for x in jax.tree.leaves(batch) if eqx.is_array(x) and x.ndim > 0}
+    if not sizes or sizes == {physical_batch_size}:
+        return
+    # what is shown is the caller's line, not that of what traces
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _WRAPPERS:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(_MSG_STRANGE_BATCH.format(size=min(sizes), physical=physical_batch_size), stacklevel=level)

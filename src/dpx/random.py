@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, UInt32
 
 from ._chacha import CHACHA20 as CHACHA20
-from ._checks import is_tracing
+from ._checks import described, is_tracing
 
 _MSG_TRACED = (
     "`dpx.random.{name}()` was called while JAX was tracing a function: the compiled function would use the same randomness every "
@@ -68,7 +68,7 @@ def shared_seed() -> int:
 
 
 def _drawn_key(impl: Any) -> Key[Array, ""]:
-    like = jr.key(0, impl=impl)
+    like = _key_like(impl)
     shape = jax.random.key_data(like).shape
     words = np.frombuffer(os.urandom(4 * int(np.prod(shape))), np.uint32).reshape(shape)
     return jr.wrap_key_data(jnp.asarray(words), impl=jr.key_impl(like))
@@ -140,8 +140,28 @@ def fresh_seed() -> int:
 def check_key(call: str, key: Any) -> None:
     """Raises unless `key` is one typed key."""
     if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise ValueError(f"`{call}` must be a typed PRNG key, as from `jax.random.key(seed)`; got {key!r}.")
+        raise ValueError(f"`{call}` must be a typed PRNG key, as from `jax.random.key(seed)`; got {described(key)}.")
     if key.shape != ():
         raise ValueError(
             f"`{call}` must be one key; got an array of keys of shape {key.shape}. Use `jax.vmap` over seeds."
         )
+
+
+def key_words(key: Key[Array, "*lanes"]) -> tuple[UInt32[Array, "*lanes words"], Any]:
+    """A typed key as plain numbers, which any file format can hold, and the name of its type."""
+    impl = jr.key_impl(key)
+    return jr.key_data(key), "chacha20" if impl == CHACHA20 else impl
+
+
+def key_of_words(words: UInt32[Array, "*lanes words"], impl: Any) -> Key[Array, "*lanes"]:
+    """The typed key that `key_words` took apart."""
+    return jr.wrap_key_data(jnp.asarray(words), impl=CHACHA20 if impl == "chacha20" else impl)
+
+
+def _key_like(impl: Any) -> Key[Array, ""]:
+    try:
+        return jr.key(0, impl=impl)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"`dpx.random.fresh_key(impl=...)` must be a name of JAX's, such as 'threefry2x32', or `dpx.random.CHACHA20`; got {described(impl)}."
+        ) from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from .._checks import probability
+from .._checks import at_least_zero, described, probability
 from ._distributions import LossDistribution, with_coupling
 from ._event_tree import composed, parts
 from ._fixed_size import gaussian_profile
@@ -55,16 +55,20 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def check_adjacency(adjacency: str) -> None:
-    """Raises unless `adjacency` is one that can be accounted for."""
-    if adjacency not in get_args(Adjacency):
-        raise ValueError(f"`adjacency` must be one of {', '.join(map(repr, get_args(Adjacency)))}; got {adjacency!r}.")
+def check_adjacency(adjacency: str, call: str = "") -> None:
+    """Raises unless `adjacency` is one that can be accounted for; `call` is what was typed."""
+    if not isinstance(adjacency, str) or adjacency not in get_args(Adjacency):
+        where = f"`{call}(adjacency=...)`: " if call else ""
+        raise ValueError(
+            f"{where}`adjacency` must be one of {', '.join(map(repr, get_args(Adjacency)))}; got {described(adjacency)}."
+        )
 
 
-def check_accountant(accountant: str, adjacency: str) -> None:
-    """Raises unless `accountant` is known and proves its bound under `adjacency`."""
-    if accountant not in get_args(AccountantName):
-        raise ValueError(f"`accountant` must be 'pld' or 'rdp'; got {accountant!r}.")
+def check_accountant(accountant: str, adjacency: str, call: str = "") -> None:
+    """Raises unless `accountant` is known and proves its bound under `adjacency`; `call` is what was typed."""
+    if not isinstance(accountant, str) or accountant not in get_args(AccountantName):
+        where = f"`{call}(accountant=...)`: " if call else ""
+        raise ValueError(f"{where}`accountant` must be 'pld' or 'rdp'; got {described(accountant)}.")
     if accountant == "rdp" and adjacency == "replace_one":
         raise ValueError(
             "`accountant='rdp'` cannot account for `adjacency='replace_one'`: Rényi accounting of dp_accounting takes the sensitivity of "
@@ -181,6 +185,7 @@ def epsilon(
     """
     delta = probability("delta", delta)
     check_adjacency(adjacency)
+    check_accountant(accountant, "replace_special")
     event = _bare(event, adjacency)
     if accountant != "rdp":  # which of its events hold under replacement, Rényi accounting decides itself
         check_accountant(accountant, adjacency)
@@ -225,10 +230,13 @@ def delta(
 
     $\delta$ in [0, 1].
     """
-    epsilon = float(epsilon)
-    if not epsilon >= 0:
-        raise ValueError(f"`epsilon` must be at least 0; got {epsilon}.")
+    epsilon = at_least_zero("epsilon", epsilon)
+    if epsilon == math.inf:
+        raise ValueError(
+            "`epsilon` must be finite: no delta is too small for what may lose any amount of privacy; got inf."
+        )
     check_adjacency(adjacency)
+    check_accountant(accountant, "replace_special")
     event = _bare(event, adjacency)
     if accountant != "rdp":
         check_accountant(accountant, adjacency)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import described
+
 Parts = tuple[tuple[Any, int], ...]
 
 _TYPE = "type"
@@ -25,7 +27,7 @@ def _known_events() -> dict[str, Any]:
     return {c.__name__: c for c in found if isinstance(c, type) and issubclass(c, DpEvent) and c is not DpEvent}
 
 
-def canonical(event: Any) -> Any:
+def canonical(event: Any, call: str = "event_or_plan") -> Any:
     """The same event with Python numbers and tuples throughout, so that equal events are equal, hashable, and accounted for alike.
 
     Raises `ValueError` for what is no event, or holds a number that no mechanism has.
@@ -34,7 +36,7 @@ def canonical(event: Any) -> Any:
     from dp_accounting import DpEvent
 
     if not isinstance(event, DpEvent):
-        raise ValueError(f"A DP event of `dp_accounting` or a plan was expected; got {event!r}.")
+        raise ValueError(f"`{call}` must be a DP event of `dp_accounting`, or a plan; got {described(event)}.")
     cls = type(event)
     fields = {
         field.name: _converted(field.type, getattr(event, field.name), f"{cls.__name__}({field.name}=...)")

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import equinox as eqx
 import numpy as np
 
-from .._checks import positive_float, positive_int, probability
+from .._checks import at_least_zero, choice, nonempty_text, positive_float, positive_int, probability
 from .._types import RealScalarLike
 from ._accountants import Adjacency, check_adjacency
 from ._event_tree import canonical, parts
@@ -100,17 +100,18 @@ class PrivacyFilter(eqx.Module):
         self.epsilon = positive_float("PrivacyFilter(epsilon=...)", epsilon)
         self.delta = probability("PrivacyFilter(delta=...)", delta)
         check_adjacency(adjacency)
-        if accountant not in get_args(FilterAccountant):
-            raise ValueError(f"`PrivacyFilter(accountant=...)` must be 'rdp' or 'gdp'; got {accountant!r}.")
+        choice("PrivacyFilter(accountant=...)", accountant, get_args(FilterAccountant))
         if accountant == "rdp" and adjacency == "replace_one":
             raise ValueError(
                 "`PrivacyFilter(accountant='rdp', adjacency='replace_one')`: no Rényi bound of dp_accounting is right under replacement. Use "
                 "`accountant='gdp'`, or another adjacency."
             )
         self.adjacency = adjacency  # pyright: ignore[reportAttributeAccessIssue]
-        self.unit = str(unit)
+        self.unit = nonempty_text("PrivacyFilter(unit=...)", unit)
         self.accountant = accountant  # pyright: ignore[reportAttributeAccessIssue]
         self.is_order_open = accountant == "rdp" and hint is None and order is None and float(np.asarray(spent)) == 0
+        if hint is not None and not hasattr(hint, "adjacency"):
+            canonical(hint, "PrivacyFilter(hint=...)")  # raises for what is no event
         if accountant == "gdp":
             if order is not None:
                 raise ValueError("`PrivacyFilter(accountant='gdp', order=...)`: only `'rdp'` has an order.")
@@ -119,9 +120,7 @@ class PrivacyFilter(eqx.Module):
             self.order = positive_int("PrivacyFilter(order=...)", order)
         else:
             self.order = self._best_order(hint)
-        self.spent = float(np.asarray(spent))
-        if not self.spent >= 0:
-            raise ValueError(f"`PrivacyFilter(spent=...)` must be at least 0; got {self.spent}.")
+        self.spent = at_least_zero("PrivacyFilter(spent=...)", spent)
         if not self.budget > 0:
             raise ValueError(
                 f"`PrivacyFilter(epsilon={self.epsilon:g}, delta={self.delta:g}, order={self.order})`: at this order nothing fits into the budget. "

@@ -20,6 +20,8 @@ _FINEST = 1e-4  # width of the grid of privacy losses
 def event_and_adjacency(call: str, event_or_plan: Any, adjacency: Any) -> tuple[Any, Adjacency]:
     """The canonical event of an event or plan, and the adjacency under which it is asked about."""
     if hasattr(event_or_plan, "adjacency"):
+        if adjacency is not None:
+            check_adjacency(adjacency)
         if adjacency not in (None, event_or_plan.adjacency):
             raise ValueError(
                 f"`{call}(adjacency={adjacency!r})`: the plan is for {event_or_plan.adjacency!r}. Leave `adjacency` out, or make another plan."
@@ -89,7 +91,13 @@ def group_epsilon(
         (arXiv:2401.10294). Conversion: Vadhan, *The complexity of differential privacy*, 2017, lemma 2.2.
     """
     delta = probability("group_epsilon(delta=...)", delta)
-    numbers = sorted({positive_int("group_epsilon(sizes=...)", size) for size in sizes})
+    try:
+        listed = None if isinstance(sizes, str | bytes | dict) or getattr(sizes, "ndim", 1) != 1 else list(sizes)
+    except TypeError:
+        listed = None
+    if listed is None:
+        raise ValueError("`group_epsilon(sizes=...)` must be group sizes, such as `(1, 2, 4)`.")
+    numbers = sorted({positive_int("group_epsilon(sizes=...)", size) for size in listed})
     event, neighbours = event_and_adjacency("group_epsilon", event_or_plan, adjacency)
     pairs = parts(event)
     known = _units(event_or_plan, pairs)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
-import numpy as np
 
-from .._checks import positive_int, probability
+from .._checks import at_least_zero, nonempty_text, positive_int, probability
 from .._round import round_epsilon, round_up
 from .._types import RealScalarLike
 from ._accountants import NEIGHBOURS, AccountantName, Adjacency, check_accountant, check_adjacency, delta, epsilon
@@ -109,7 +108,11 @@ class PrivacyLedger(eqx.Module):
     ):
         check_adjacency(adjacency)
         self.adjacency = adjacency  # pyright: ignore[reportAttributeAccessIssue]
-        self.unit = str(unit)
+        self.unit = nonempty_text("PrivacyLedger(unit=...)", unit)
+        if not isinstance(entries, tuple | list) or not all(isinstance(entry, LedgerEntry) for entry in entries):
+            raise ValueError(
+                f"`PrivacyLedger(entries=...)` must be the entries of another ledger; got {described(entries)}. Use `ledger.spend(...)`."
+            )
         self.entries = tuple(entries)
         self.fixed_parts = bool(fixed_parts)
         for entry in self.entries:
@@ -138,6 +141,7 @@ class PrivacyLedger(eqx.Module):
         **Raises:** `ValueError` if adjacency or unit differ.
         """
         count = positive_int("PrivacyLedger.spend(count=...)", count)
+        label = None if label is None else nonempty_text("PrivacyLedger.spend(label=...)", label)
         self._check_part(part)
         event = event_or_plan
         if hasattr(event_or_plan, "adjacency"):
@@ -208,7 +212,7 @@ class PrivacyLedger(eqx.Module):
 
     def delta(self, epsilon: RealScalarLike, accountant: AccountantName | None = None) -> float:
         r"""An upper bound on $\delta$ at `epsilon` for all entries together; arguments as for `epsilon`."""
-        number = float(np.asarray(epsilon))
+        number = at_least_zero("PrivacyLedger.delta(epsilon=...)", epsilon)
 
         def of(part: str | None) -> float:
             event = self.event_of(part)
@@ -221,8 +225,7 @@ class PrivacyLedger(eqx.Module):
     def _check_part(self, part: Any) -> None:
         if part is None:
             return
-        if not isinstance(part, str) or not part:
-            raise ValueError(f"`PrivacyLedger.spend(part=...)` must be the name of a part; got {part!r}.")
+        nonempty_text("PrivacyLedger.spend(part=...)", part)
         if self.adjacency == "replace_one" and not self.fixed_parts:
             raise ValueError(_MSG_MOVING_PARTS.format(part=part))
 
@@ -247,6 +250,7 @@ class PrivacyLedger(eqx.Module):
         costs = self.epsilon_by_part(delta)
         total = max(costs.values(), default=0.0)
         neighbours = NEIGHBOURS[self.adjacency].format(unit=self.unit)
+        delta = probability("PrivacyLedger.statement(delta=...)", delta)
         lines = [
             f"All releases together are ({round_epsilon(total)}, {round_up(float(np.asarray(delta)))})-differentially private for one {self.unit}; "
             f"neighbouring data sets: {neighbours} (adjacency `{self.adjacency}`).",
@@ -290,7 +294,7 @@ class PrivacyLedger(eqx.Module):
         """The ledger that `to_json` wrote. Raises `ValueError`, saying what is wrong, for anything else."""
         try:
             record = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"`PrivacyLedger.from_json(...)`: this is not JSON: {error}.") from None
         if not isinstance(record, dict) or record.get("format") != _FORMAT:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 import math
 
-from .._checks import positive_float, positive_int
+from .._checks import at_least_zero, positive_float, positive_int
 
 
 def shuffling_lower_bound(noise_multiplier: float, steps: int, epsilon: float) -> float:
@@ -36,9 +36,7 @@ def shuffling_lower_bound(noise_multiplier: float, steps: int, epsilon: float) -
 
     sigma = positive_float("shuffling_lower_bound(noise_multiplier=...)", noise_multiplier)
     steps = positive_int("shuffling_lower_bound(steps=...)", steps)
-    epsilon = float(epsilon)
-    if not epsilon >= 0:
-        raise ValueError(f"`shuffling_lower_bound(epsilon=...)` must be at least 0; got {epsilon}.")
+    epsilon = at_least_zero("shuffling_lower_bound(epsilon=...)", epsilon)
 
     def gap(threshold):
         others = (steps - 1) * log_ndtr(threshold / sigma)

@@ -1,7 +1,11 @@
 """The trade-off curve: what an attacker can reach at best."""
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import numpy as np
+
+from .._checks import described, real_array, real_number
 
 _MSG_CURVE = (
     "`TradeOffCurve(epsilons, deltas)` needs as many of one as of the other, epsilons ascending from 0 and deltas in [0, 1]; got {epsilons} "
@@ -32,6 +36,14 @@ class TradeOffCurve(eqx.Module):
     epsilons: tuple[float, ...] = eqx.field(static=True)
     deltas: tuple[float, ...] = eqx.field(static=True)
 
+    def __init__(self, epsilons: Sequence[float] | np.ndarray, deltas: Sequence[float] | np.ndarray):
+        xs = real_array("TradeOffCurve(epsilons=...)", epsilons, "a sequence of numbers")
+        ys = real_array("TradeOffCurve(deltas=...)", deltas, "a sequence of numbers")
+        if xs.ndim != 1 or ys.ndim != 1:
+            raise ValueError(_MSG_CURVE.format(epsilons=described(epsilons), deltas=described(deltas)))
+        self.epsilons = tuple(xs.tolist())
+        self.deltas = tuple(ys.tolist())
+
     def __check_init__(self):
         epsilons, deltas = np.asarray(self.epsilons), np.asarray(self.deltas)
         is_curve = len(epsilons) == len(deltas) > 0 and epsilons[0] == 0 and np.all(np.diff(epsilons) >= 0)
@@ -46,9 +58,11 @@ class TradeOffCurve(eqx.Module):
 
     def false_negative_rate(self, false_positive_rate: float | np.ndarray) -> np.ndarray:
         r"""$\max_\varepsilon \max(0, 1 - \delta - e^\varepsilon \alpha, e^{-\varepsilon} (1 - \delta - \alpha))$; shape of the argument."""
-        alpha = np.asarray(false_positive_rate, np.float64)
+        alpha = real_array(
+            "TradeOffCurve.false_negative_rate(false_positive_rate=...)", false_positive_rate, "numbers in [0, 1]"
+        )
         if not np.all((alpha >= 0) & (alpha <= 1)):
-            raise ValueError(f"A false-positive rate must lie in [0, 1]; got {false_positive_rate}.")
+            raise ValueError(f"A `false_positive_rate` must lie in [0, 1]; got {false_positive_rate}.")
         slopes, intercepts = self._lines()
         return np.asarray((intercepts - slopes * alpha[..., None]).max(-1))
 
@@ -73,6 +87,7 @@ class TradeOffCurve(eqx.Module):
 
         - `prior`: $\pi$ in [0, 1].
         """
+        prior = real_number("TradeOffCurve.bayes_risk(prior=...)", prior)
         if not 0 <= prior <= 1:
             raise ValueError(f"`TradeOffCurve.bayes_risk(prior=...)` must lie in [0, 1]; got {prior}.")
         if prior in (0, 1):

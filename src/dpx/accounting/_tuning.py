@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import positive_int, probability
+from .._checks import at_least_zero, positive_int, probability, real_number
 from .._types import RealScalarLike
 from ..random import fresh_seed
 from ..sampling import check_seed
@@ -157,17 +157,14 @@ def number_of_runs(mean_runs: RealScalarLike, shape: Any = "logarithmic", *, see
 
 
 def _distribution(mean_runs: Any, shape: Any) -> tuple[float, float]:
-    mean = float(np.asarray(mean_runs))
+    mean = real_number("mean_runs", mean_runs)
     if not (math.isfinite(mean) and mean >= 1):
         raise ValueError(f"`mean_runs` must be at least 1; got {mean}.")
     if isinstance(shape, str):
         if shape not in _SHAPES:
             raise ValueError(f"`shape` must be one of {', '.join(map(repr, _SHAPES))}, or a number; got {shape!r}.")
         return mean, _SHAPES[shape]
-    shape = float(np.asarray(shape))
-    if not shape >= 0:
-        raise ValueError(f"`shape` must be at least 0; got {shape}.")
-    return mean, shape
+    return mean, at_least_zero("shape", shape)
 
 
 def _mean(gamma: float, shape: float) -> float:

@@ -2,7 +2,10 @@
 
 import sys
 
-_MSG_MISSING = "The `dpx` command needs packages that the library itself does not: {name} is missing. Install them with `pip install 'dpx[demo]'`."
+_MSG_MISSING = (
+    "The `dpx` command needs packages that the library itself does not: {name} is missing. Install the extra `demo` of this package from where you "
+    "have it, such as `pip install '.[demo]'` in its checkout. (The package called `dpx` on PyPI is another one.)"
+)
 
 
 def main() -> None:

@@ -141,25 +141,33 @@ def compare(options: Options, epsilon: float, delta: float, as_json: bool) -> No
             plan = make()
             row |= {
                 "error": plan.error(),
+                "step_error": plan.step_error(),
                 "noise_multiplier": plan.noise_multiplier,
                 "epsilon": plan.epsilon(delta),
                 "adjacency": plan.adjacency,
                 "reason": None,
             }
         except ValueError as error:
-            row |= dict.fromkeys(("error", "noise_multiplier", "epsilon", "adjacency")) | {"reason": str(error)}
+            row |= dict.fromkeys(("error", "step_error", "noise_multiplier", "epsilon", "adjacency")) | {
+                "reason": str(error)
+            }
         rows.append(row)
     rows.sort(key=lambda row: math.inf if row["error"] is None else row["error"])
     if as_json:
         _print_json({"epsilon": epsilon, "delta": delta, "clip_norm": 1.0, "plans": rows})
         return
     title = (
-        f"epsilon {round_up(epsilon)} at delta {round_up(delta)}, clip norm 1: error of sums of normalised gradients"
+        f"epsilon {round_up(epsilon)} at delta {round_up(delta)}, clip norm 1: error of sums of normalised gradients, and noise of one step"
     )
-    table = _table(title, "mechanism", "sampling", "error", "noise multiplier", "neighbours")
+    table = _table(title, "mechanism", "sampling", "error", "one step", "noise multiplier", "neighbours")
     for row in rows:
         if row["error"] is not None:
-            numbers = (round_up(row["error"], 5), round_up(row["noise_multiplier"]), row["adjacency"])
+            numbers = (
+                round_up(row["error"], 5),
+                round_up(row["step_error"], 5),
+                round_up(row["noise_multiplier"]),
+                row["adjacency"],
+            )
             table.add_row(row["mechanism"], row["sampling"], *numbers)
     _console().print(table)
     for row in rows:

@@ -6,7 +6,7 @@ from ._base import (
     AbstractOneGroupClipping as AbstractOneGroupClipping,
     AbstractStatelessClipping as AbstractStatelessClipping,
 )
-from ._flat import FlatClipping as FlatClipping
+from ._flat import FlatClipping as FlatClipping, as_clipping as as_clipping
 from ._group import GroupClipping as GroupClipping
 from ._hard_threshold import HardThresholdClipping as HardThresholdClipping
 from ._none import NoClipping as NoClipping

@@ -1,13 +1,15 @@
 """One clip norm for the whole gradient."""
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._checks import is_traced, positive_scalar, usable
+from .._checks import choice, described, flag, is_traced, positive_scalar, usable
 from .._types import RealScalarLike
-from ._base import AbstractOneGroupClipping
+from ._base import AbstractClipping, AbstractOneGroupClipping
 
 # Within these a float32 sum of squares neither overflows before nor underflows at the clip norm.
 SMALLEST, LARGEST = 1e-12, 1e15
@@ -58,10 +60,8 @@ class FlatClipping(AbstractOneGroupClipping):
 
     def __init__(self, norm: RealScalarLike, unit_norm: bool = False, order: int = 2):
         self.norm = norm_scalar("FlatClipping(norm=...)", norm)
-        if order not in (1, 2):
-            raise ValueError(f"`FlatClipping(order=...)` must be 1 or 2; got {order}.")
-        self.unit_norm = bool(unit_norm)
-        self.order = order
+        self.unit_norm = flag("FlatClipping(unit_norm=...)", unit_norm)
+        self.order = choice("FlatClipping(order=...)", order, (1, 2))
 
     @property
     def sensitivity(self) -> Float[Array, ""]:
@@ -72,3 +72,20 @@ class FlatClipping(AbstractOneGroupClipping):
         del state
         # the maximum keeps 0 / 0 away, and makes the factor exactly 1 up to the clip norm
         return (1.0 if self.unit_norm else self.norm) / jnp.maximum(norms, self.norm)
+
+
+def as_clipping(call: str, clipping: Any) -> AbstractClipping:
+    """What was given as `clipping`: a number $C$ stands for `FlatClipping(C)`. Raises `ValueError` for what is neither."""
+    if isinstance(clipping, AbstractClipping):
+        return clipping
+    if isinstance(clipping, type) and issubclass(clipping, AbstractClipping):
+        made = f"{clipping.__name__}{'()' if clipping.__name__ == 'NoClipping' else '(1.0)'}"
+        raise ValueError(f"`{call}` must be made, such as `{made}`; got the class itself.")
+    number: Any = clipping
+    is_array = eqx.is_array(clipping) and clipping.shape == () and jnp.issubdtype(clipping.dtype, jnp.floating)
+    if is_array or (isinstance(clipping, int | float | np.number) and not isinstance(clipping, bool)):
+        positive_scalar(call, number, "It is the clip norm; without one, and without privacy, use `NoClipping()`.")
+        return FlatClipping(number)
+    raise ValueError(
+        f"`{call}` must be a clip norm, such as 1.0, or a clipping, such as `FlatClipping(1.0)`; got {described(clipping)}."
+    )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from .._checks import usable
+from .._checks import choice, flag, usable
 from .._types import Params, RealScalarLike
 from ._base import AbstractClipping, State
 from ._flat import usable_norm
@@ -57,12 +57,8 @@ class GroupClipping(AbstractClipping):
     def __init__(self, norms: PyTree, unit_norm: bool = False, allocation: str = "global"):
         values, self.grouping = parse_norms("GroupClipping(norms=...)", norms)
         self.norms = jnp.stack(values)
-        if allocation not in get_args(Allocation):
-            raise ValueError(
-                f"`GroupClipping(allocation=...)` must be 'global', 'equal' or 'optimal'; got {allocation!r}."
-            )
-        self.unit_norm = bool(unit_norm)
-        self.allocation = allocation  # pyright: ignore[reportAttributeAccessIssue]
+        self.unit_norm = flag("GroupClipping(unit_norm=...)", unit_norm)
+        self.allocation = choice("GroupClipping(allocation=...)", allocation, get_args(Allocation))
         self.order = 2
 
     @classmethod

@@ -2,10 +2,9 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._checks import is_traced, positive_scalar, usable
+from .._checks import is_traced, positive_scalar, real_number, usable
 from .._types import RealScalarLike
 from ._base import AbstractOneGroupClipping
 from ._flat import norm_scalar, usable_norm
@@ -44,7 +43,7 @@ class NormalizedClipping(AbstractOneGroupClipping):
         if is_traced(gamma):
             self.gamma = _usable_gamma(jnp.asarray(gamma, jnp.float32))
             return
-        number = float(np.asarray(gamma))
+        number = real_number("NormalizedClipping(gamma=...)", gamma)
         self.gamma = jnp.zeros(()) if number == 0 else positive_scalar("NormalizedClipping(gamma=...)", gamma)
         if 0 < number < _SMALLEST_NORM:
             raise ValueError(

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Bool
 
-from .._checks import positive_int
+from .._checks import positive_float, positive_int
 from .._tree import leaf_paths
 from .._types import Examples, FactorsFromNorms, Params, PerExampleLoss, Quantise
 from ._base import AbstractGradientMethod, ClippedSum, LeafPlan
@@ -35,8 +35,8 @@ class Ghost(AbstractGradientMethod):
     def __init__(self, microbatch_size: int | None = None, memory_budget: int | float | None = None):
         name = "Ghost(microbatch_size=...)"
         self.microbatch_size = None if microbatch_size is None else positive_int(name, microbatch_size)
-        if memory_budget is not None and not memory_budget > 0:
-            raise ValueError(f"`Ghost(memory_budget=...)` must be positive; got {memory_budget}.")
+        if memory_budget is not None:
+            memory_budget = positive_float("Ghost(memory_budget=...)", memory_budget)
         self.memory_budget = memory_budget
 
     def clipped_sum(

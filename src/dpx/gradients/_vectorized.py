@@ -55,8 +55,11 @@ class Vectorized(AbstractGradientMethod):
             leaves, treedef = jax.tree.flatten(grads)
             found = norms_of(leaves, order)
             norms = grouped_norms(found, labels, order)
-            safe = [at_most(norm, g.shape[1:], order) for norm, g in zip(found, leaves, strict=True)]
-            weights, keep = clip_weights(grouped_norms(safe, labels, order), mask, factors)
+            bounds = [at_most(norm, g.shape[1:], order) for norm, g in zip(found, leaves, strict=True)]
+            safe = grouped_norms(bounds, labels, order)
+            weights, keep = clip_weights(safe, mask, factors)
+            # an example that is dropped is seen to be
+            norms = jnp.where(jnp.isfinite(safe), norms, safe)
             if quantise is None:
                 sums = [weighted_sum(g, weights[:, :, label], keep) for g, label in zip(leaves, labels, strict=True)]
             else:

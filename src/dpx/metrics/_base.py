@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from .._checks import is_traced, positive_scalar, usable
+from .._checks import as_array, described, instance, is_traced, positive_scalar, real_number, usable
 from .._sensitive import Sensitive
 from .._types import RealScalarLike
 from ..random import check_key, fresh_key
@@ -123,12 +123,14 @@ class AbstractMetric(eqx.Module):
         **Raises:** `ValueError` if the values are not one real number an example, or a public size is needed and missing.
         """
         call = f"metrics.{type(self).__name__}.release"
-        array = jnp.asarray(values.reveal() if isinstance(values, Sensitive) else values)
+        values = values.reveal() if isinstance(values, Sensitive) else values
+        array = as_array(f"{call}(values=...)", values, "one real number an example, of shape (batch,)")
         if array.ndim != 1 or jnp.iscomplexobj(array):
             raise ValueError(
                 f"`{call}(values=...)` must be one real number an example, of shape (batch,); got {array.dtype}{list(array.shape)}."
             )
-        mask = jnp.ones(array.shape, bool) if mask is None else jnp.asarray(mask)
+        mask = jnp.ones(array.shape, bool) if mask is None else mask
+        mask = as_array(f"{call}(mask=...)", mask, f"booleans of shape {array.shape}")
         if mask.shape != array.shape or mask.dtype != bool:
             raise ValueError(
                 f"`{call}(mask=...)` must be booleans of shape {array.shape}; got {mask.dtype}{list(mask.shape)}."
@@ -214,11 +216,12 @@ def check_multiplier(name: str, noise_multiplier: Any) -> Float[Array, ""]:
 
 def check_values(name: str, values: Any) -> Values:
     """Where a metric finds its values: an attribute of the diagnostics, or a function of one example's."""
-    if values is None or values in ("losses", "norms") or callable(values):
+    is_name = isinstance(values, str) and values in ("losses", "norms")
+    if values is None or is_name or (callable(values) and not isinstance(values, type)):
         return values
     raise ValueError(
         f'`metrics.{name}(values=...)` must be "losses", "norms" or a function of ONE example\'s diagnostics, such as '
-        f"`lambda d: d.aux`; got {values!r}."
+        f"`lambda d: d.aux`; got {described(values)}."
     )
 
 
@@ -228,6 +231,8 @@ def check_range(name: str, low: Any, high: Any) -> tuple[Float[Array, ""], Float
         low, high = jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32)
         is_range = (low < high) & jnp.isfinite(high - low)
         return usable(low, is_range), usable(high, is_range)
+    low = real_number(f"metrics.{name}(low=...)", low)
+    high = real_number(f"metrics.{name}(high=...)", high)
     with np.errstate(over="ignore", invalid="ignore"):
         low, high = np.asarray(low).astype(np.float32), np.asarray(high).astype(np.float32)
         is_range = bool((low < high) & np.isfinite(high - low))
@@ -269,3 +274,25 @@ def _known(values: Array, takes_all: bool) -> tuple[Float[Array, " batch"], Bool
         return values, jnp.ones(values.shape, bool)
     is_finite = jnp.isfinite(values)
     return jnp.where(is_finite, values, 0.0), is_finite
+
+
+def check_metric(call: str, metric: Any) -> None:
+    """Raises unless `metric` is one that has a budget."""
+    instance(call, metric, AbstractMetric, 'dpx.metrics.Mean("losses", 0.0, 5.0, noise_multiplier=10.0)')
+    if metric.noise_multiplier is None:
+        raise ValueError(
+            f"`{call}` has no budget: give `{type(metric).__name__}(..., noise_multiplier=...)`, such as ten times that of the gradient."
+        )
+
+
+def check_metrics(call: str, metrics: Any) -> dict[str, AbstractMetric]:
+    """Metrics by name; none for None."""
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, dict) or not all(isinstance(name, str) for name in metrics):
+        raise ValueError(
+            f'`{call}` must be metrics by name, such as `{{"loss": dpx.metrics.Mean(...)}}`; got {described(metrics)}.'
+        )
+    for name, metric in metrics.items():
+        check_metric(call.replace("=...", f"={{{name!r}: ...}}"), metric)
+    return dict(metrics)

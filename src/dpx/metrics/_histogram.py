@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._checks import described, real_array
 from ._base import AbstractQuery, Values, check_multiplier, check_values
 
 
@@ -33,11 +34,13 @@ class Histogram(AbstractQuery):
     values: Values = eqx.field(static=True)
 
     def __init__(self, values: Any, edges: Any, noise_multiplier: Any = None):
-        numbers = np.asarray(edges, np.float32)
+        numbers = real_array("metrics.Histogram(edges=...)", edges, "a sequence of numbers")
+        with np.errstate(over="ignore"):  # what overflows is not finite, which is refused
+            numbers = numbers.astype(np.float32)
         if numbers.ndim != 1 or len(numbers) < 3 or not np.isfinite(numbers).all() or not (np.diff(numbers) > 0).all():
             raise ValueError(
                 "`metrics.Histogram(edges=...)` must be at least three finite numbers that increase, in float32, chosen without looking at "
-                f"the data; got {edges!r}. With fewer than two bins use `metrics.Count`."
+                f"the data; got {described(edges)}. With fewer than two bins use `metrics.Count`."
             )
         self.values = check_values("Histogram", values)
         self.edges = jnp.asarray(numbers)

@@ -1,6 +1,10 @@
 """What is added to a clipped sum."""
 
-from ._base import AbstractIntegerNoise as AbstractIntegerNoise, AbstractNoise as AbstractNoise
+from ._base import (
+    AbstractIntegerNoise as AbstractIntegerNoise,
+    AbstractNoise as AbstractNoise,
+    check_noise as check_noise,
+)
 from ._correlated import CorrelatedGaussian as CorrelatedGaussian
 from ._discrete import DiscreteGaussian as DiscreteGaussian
 from ._gaussian import IndependentGaussian as IndependentGaussian

@@ -4,8 +4,10 @@ import abc
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from .._checks import instance
 from .._types import Params, Participation, Struct
 from ._rounding import Rounding
 
@@ -83,3 +85,12 @@ class AbstractIntegerNoise(AbstractNoise):
 
         Raises `ValueError` if they cannot be, or if a batch of `batch_size` could overflow.
         """
+
+
+def check_noise(call: str, noise: Any) -> None:
+    """Raises unless `noise` is one. A bare number is none: it could be a multiplier, or a standard deviation."""
+    if isinstance(noise, int | float | np.number) and not isinstance(noise, bool):
+        raise ValueError(
+            f"`{call}` must say what noise it is; got the number {noise}. For a noise multiplier write `IndependentGaussian({noise})`."
+        )
+    instance(call, noise, AbstractNoise, "IndependentGaussian(1.0)")

@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from .._checks import positive_scalar
+from .._checks import flag, instance, positive_scalar
 from .._types import Params, Participation, RealScalarLike, Struct
 from ..strategies import AbstractStrategy
 from ._base import AbstractNoise, Buffers
@@ -66,6 +66,8 @@ class CorrelatedGaussian(AbstractNoise):
     def __init__(
         self, strategy: AbstractStrategy, noise_multiplier: RealScalarLike | None = None, replay: bool = False
     ):
+        instance("CorrelatedGaussian(strategy=...)", strategy, AbstractStrategy, "BandedToeplitz.square_root(4)")
+        replay = flag("CorrelatedGaussian(replay=...)", replay)
         if replay and strategy.replay_depth is None:
             raise ValueError(
                 f"`CorrelatedGaussian({type(strategy).__name__}(...), replay=True)`: the inverse of this matrix is not banded, so earlier noise "
@@ -73,8 +75,9 @@ class CorrelatedGaussian(AbstractNoise):
             )
         call = "CorrelatedGaussian(noise_multiplier=...)"
         self.strategy = strategy
-        self.noise_multiplier = None if noise_multiplier is None else positive_scalar(call, noise_multiplier)
-        self.replay = bool(replay)
+        why = "For a non-private baseline use `NoClipping()`."
+        self.noise_multiplier = None if noise_multiplier is None else positive_scalar(call, noise_multiplier, why)
+        self.replay = replay
 
     @property
     def bands(self) -> int | None:

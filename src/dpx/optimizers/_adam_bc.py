@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._checks import positive_float
+from .._checks import is_traced, positive_float, real_number
 from .._tree import wide, wide_dtype
 from .._types import Params, RealScalarLike
 from ._decay import check_decay
@@ -118,6 +118,11 @@ def adam_bc(
     updates, opt_state = optim.update(grads, opt_state, noise_variance=variance)
     ```
     """
+    if not callable(learning_rate) or isinstance(learning_rate, type):
+        if not is_traced(learning_rate) and not math.isfinite(real_number("adam_bc(learning_rate=...)", learning_rate)):
+            raise ValueError(
+                f"`adam_bc(learning_rate=...)` must be a finite number or an optax schedule; got {learning_rate}."
+            )
     return optax.chain(scale_by_adam_bc(b1, b2, eps, floor), optax.scale_by_learning_rate(learning_rate))
 
 

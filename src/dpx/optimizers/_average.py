@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._checks import positive_int
+from .._checks import flag, integer, positive_int
 from .._tree import wide
 from .._types import Params
 from ._decay import check_decay
@@ -78,7 +78,7 @@ class ExponentialAverage(AbstractParameterAverage):
 
     def __init__(self, decay: float = 0.999, warm_up: bool = True):
         self.decay = check_decay("ema(decay=...)", decay)
-        self.warm_up = bool(warm_up)
+        self.warm_up = flag("ema(warm_up=...)", warm_up)
 
     def weight(self, step: Int[Array, ""]) -> Float[Array, ""]:
         settled = jnp.asarray(1 - self.decay, jnp.float32)
@@ -96,6 +96,7 @@ class TailAverage(AbstractParameterAverage):
     start: int = eqx.field(static=True)
 
     def __init__(self, start: int):
+        start = integer("tail_average(start=...)", start)
         self.start = 0 if start == 0 else positive_int("tail_average(start=...)", start)
 
     def weight(self, step: Int[Array, ""]) -> Float[Array, ""]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from .._checks import positive_float
+from .._checks import described, flag, positive_float
 from .._tree import pairwise_sum, wide
 from .._types import Params, RealScalarLike
 
@@ -50,11 +50,11 @@ class ScaleThenPrivatize(eqx.Module):
     def __init__(self, optimizer: Any, eps: RealScalarLike = 1e-8, normalize: bool = True):
         if not isinstance(optimizer, optax.GradientTransformation):
             raise ValueError(
-                f"`scale_then_privatize(optimizer=...)` must be an optax transformation such as `optax.adam(1e-3)`; got {optimizer!r}."
+                f"`scale_then_privatize(optimizer=...)` must be an optax transformation such as `optax.adam(1e-3)`; got {described(optimizer)}."
             )
         self.optimizer = optimizer
         self.eps = positive_float("scale_then_privatize(eps=...)", eps)
-        self.normalize = bool(normalize)
+        self.normalize = flag("scale_then_privatize(normalize=...)", normalize)
 
     def init(self, params: Params) -> Any:
         """The optimiser's state. Raises `ValueError` if it has not exactly one second moment."""

@@ -8,15 +8,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .. import accounting
-from .._checks import positive_int, probability, rounded_up
+from .._checks import at_least_zero, choice, instance, integer, nonempty_text, positive_int, probability, rounded_up
 from .._types import RealScalarLike
 from ..accounting import AccountantName, Adjacency, TradeOffCurve
-from ..clipping import AbstractClipping, NoClipping
-from ..metrics import AbstractMetric
-from ..noise import AbstractIntegerNoise, AbstractNoise, check_integer_noise, check_joint_noise, queries_per_event
+from ..clipping import AbstractClipping, NoClipping, as_clipping
+from ..metrics import AbstractMetric, check_metric, check_metrics
+from ..noise import (
+    AbstractIntegerNoise,
+    AbstractNoise,
+    check_integer_noise,
+    check_joint_noise,
+    check_noise,
+    queries_per_event,
+)
 from ..private_gradient import PrivateGradient, Stated, stated_of
 from ..private_sum import PrivateSum
 from ..random import fresh_seed
@@ -48,7 +57,7 @@ class PrivacyPlan(eqx.Module):
     **Arguments:**
 
     - `sampler`: who is in a batch.
-    - `clipping`: how much one of them may contribute.
+    - `clipping`: how much one of them may contribute; a number $C$ stands for `FlatClipping(C)`.
     - `noise`: what is added; its multiplier may be left to `calibrate`.
     - `adjacency`: what neighbouring data sets are: `"add_or_remove_one"`, `"replace_one"`, or `"replace_special"` (one is replaced by
         an empty one).
@@ -69,7 +78,7 @@ class PrivacyPlan(eqx.Module):
     def __init__(
         self,
         sampler: AbstractSampler,
-        clipping: AbstractClipping,
+        clipping: AbstractClipping | RealScalarLike,
         noise: AbstractNoise,
         *,
         adjacency: str = "add_or_remove_one",
@@ -77,7 +86,12 @@ class PrivacyPlan(eqx.Module):
         accountant: str = "pld",
         metrics: dict[str, Any] | None = None,
     ):
-        accounting.check_adjacency(adjacency)
+        instance("PrivacyPlan(sampler=...)", sampler, AbstractSampler, "PoissonSampler(60_000, 256, 5_000)")
+        clipping = as_clipping("PrivacyPlan(clipping=...)", clipping)
+        check_noise("PrivacyPlan(noise=...)", noise)
+        accounting.check_adjacency(adjacency, "PrivacyPlan")
+        accounting.check_accountant(accountant, "replace_special", "PrivacyPlan")
+        metrics = check_metrics("PrivacyPlan(metrics=...)", metrics)
         check_integer_noise(clipping, noise)
         if isinstance(noise, AbstractIntegerNoise):
             if adjacency == "replace_one":
@@ -115,12 +129,12 @@ class PrivacyPlan(eqx.Module):
         self.clipping = clipping
         self.noise = noise
         self.adjacency = adjacency  # pyright: ignore[reportAttributeAccessIssue]
-        unit = sampler.unit if unit is None else unit
+        unit = sampler.unit if unit is None else nonempty_text("PrivacyPlan(unit=...)", unit)
         if sampler.unit != "example" and unit != sampler.unit:
             raise ValueError(
                 f"`{type(sampler).__name__}` draws {sampler.unit}s, so `PrivacyPlan(unit=...)` must be {sampler.unit!r}; got {unit!r}."
             )
-        self.metrics = {} if metrics is None else dict(metrics)
+        self.metrics = metrics
         if self.metrics and noise.order != 2:
             raise ValueError(
                 f"Metrics add Gaussian noise, which cannot be accounted for together with `{type(noise).__name__}`. Use Gaussian noise for both."
@@ -165,7 +179,7 @@ class PrivacyPlan(eqx.Module):
         """
         delta = probability("PrivacyPlan.epsilon(delta=...)", delta)
         self._warn_about(delta)
-        if steps is not None and steps == 0:
+        if steps is not None and integer("PrivacyPlan.epsilon(steps=...)", steps) == 0:
             return 0.0
         event = self._event(self._first(steps))
         if isinstance(self.clipping, NoClipping):
@@ -174,11 +188,12 @@ class PrivacyPlan(eqx.Module):
 
     def delta(self, epsilon: RealScalarLike, steps: Any = None) -> float:
         r"""The $\delta$ that the run, or its first `steps` steps, has at `epsilon`."""
+        epsilon = at_least_zero("PrivacyPlan.delta(epsilon=...)", epsilon)
         if isinstance(self.clipping, NoClipping):
             return 1.0
         return accounting.delta(
             self._event(self._first(steps)),
-            float(np.asarray(epsilon)),
+            epsilon,
             adjacency=self.adjacency,
             accountant=self.accountant,
         )
@@ -251,10 +266,28 @@ class PrivacyPlan(eqx.Module):
         **Returns:**
 
         The error in units of a gradient: of two plans with the same clip norm and budget, the one with the smaller error trains better, as
-        a rule.
+        a rule, and with a learning rate that is tuned for it: its single steps may be the noisier ones (`step_error`).
         """
         factor = self.noise.error(self.steps, self.sampler.participation_per_event, workload, kind)
         return self.noise_multiplier * float(self.clipping.sensitivity) * factor / self.sampler.batch_size
+
+    def step_error(self) -> float:
+        r"""Root-mean-square noise, per coordinate, in ONE normalised gradient, over the steps of the run.
+
+        What an optimiser sees that looks at single gradients: Adam's second moment, a learning rate that is as large as one step bears. Noise that
+        cancels in sums (`error`) is larger in each step, so that a learning rate tuned for independent noise is too large for it.
+
+        **Returns:** the noise's standard deviation in units of a gradient; 0 if the run is not private.
+        """
+        if isinstance(self.clipping, NoClipping):
+            return 0.0
+        if self.noise.noise_multiplier is None:
+            raise ValueError(_MSG_UNCALIBRATED)
+        scale = jnp.asarray(_report.noise_scale(self), jnp.float32)
+        variances = jax.vmap(lambda t: jnp.broadcast_to(self.noise.variance(scale, self.steps, t), ()))(
+            jnp.arange(self.steps)
+        )
+        return math.sqrt(float(jnp.mean(variances))) / self.sampler.batch_size
 
     def calibrate(
         self,
@@ -283,6 +316,7 @@ class PrivacyPlan(eqx.Module):
 
         **Raises:** `ValueError` if no value meets the budget.
         """
+        choice("PrivacyPlan.calibrate(parameter=...)", parameter, ("noise_multiplier", "steps", "batch_size"))
         target = self._target(epsilon, delta, advantage, true_positive_rate, false_positive_rate)
         if isinstance(self.clipping, NoClipping):
             raise ValueError(
@@ -292,8 +326,6 @@ class PrivacyPlan(eqx.Module):
             plan = _search.least_noise(self, target)
             check_joint_noise(plan.clipping, plan.noise, plan.steps, plan.sampler.participation_per_event)
             return plan
-        if parameter not in ("steps", "batch_size"):
-            raise ValueError(f"`parameter` must be 'noise_multiplier', 'steps' or 'batch_size'; got {parameter!r}.")
         if not self.is_calibrated:
             raise ValueError(f"`calibrate(parameter={parameter!r})` needs a noise multiplier; this plan has none.")
         plan = _search.largest(self, parameter, target)
@@ -340,15 +372,7 @@ class PrivacyPlan(eqx.Module):
         - `metrics`: by name, modules of `dpx.metrics` with a noise multiplier; they replace those of that name.
         """
         for name, metric in metrics.items():
-            if not isinstance(metric, AbstractMetric):
-                raise ValueError(
-                    f"`PrivacyPlan.with_metrics({name}=...)` must be a module of `dpx.metrics`; got {metric!r}."
-                )
-            if metric.noise_multiplier is None:
-                raise ValueError(
-                    f"`PrivacyPlan.with_metrics({name}=...)` has no budget: give `{type(metric).__name__}(..., noise_multiplier=...)`, such as ten "
-                    "times that of the gradient."
-                )
+            check_metric(f"PrivacyPlan.with_metrics({name}=...)", metric)
         return dataclasses.replace(self, metrics={**self.metrics, **metrics})
 
     def private_gradient(self, loss: Callable[..., Any], **options: Any) -> PrivateGradient:
@@ -365,7 +389,8 @@ class PrivacyPlan(eqx.Module):
         """
         if not self.is_calibrated:
             raise ValueError(_MSG_UNCALIBRATED)
-        fixed = {"normalizer", "steps", "participation", "unit", "metrics", "stated"} & set(options)
+        own = {"normalizer", "steps", "participation", "unit", "metrics", "stated", "physical_batch_size"}
+        fixed = own & set(options)
         if fixed:
             raise ValueError(
                 f"`private_gradient({fixed.pop()}=...)` is fixed by the plan, whose statement rests on it."
@@ -380,12 +405,17 @@ class PrivacyPlan(eqx.Module):
             unit="user" if self.unit == "user" else "example",
             metrics=self.metrics,
             stated=self._stated("user" if self.unit == "user" else "example"),
+            physical_batch_size=self._expected_size(),
             **options,
         )
 
     def _stated(self, unit: str) -> Stated | None:
         rest = (self.steps, self.sampler.participation_per_event, unit)
         return stated_of(self.clipping, self.noise, rounded_up(float(self.sampler.batch_size)), self.metrics, *rest)
+
+    def _expected_size(self) -> int | None:
+        # of a batch without a mask; nothing rests on the batches of a run that is not private
+        return None if isinstance(self.clipping, NoClipping) else self.sampler.physical_batch_size
 
     def private_sum(self, fn: Callable[..., Any], *, microbatch_size: Any = None) -> PrivateSum:
         """The `PrivateSum` of `fn(model, *example)` that this plan accounts for: of model updates, or whatever else one example or user gives.
@@ -410,6 +440,8 @@ class PrivacyPlan(eqx.Module):
             steps=self.steps,
             participation=self.sampler.participation_per_event,
             stated=self._stated("example"),
+            unit="user" if self.unit == "user" else "example",
+            physical_batch_size=self._expected_size(),
         )
 
     def batches(self, data: Any, *, seed: Any, start: int = 0) -> Iterator[tuple[Any, np.ndarray]]:
@@ -417,11 +449,15 @@ class PrivacyPlan(eqx.Module):
 
         **Arguments:**
 
-        - `data`: a tuple of PyTrees of arrays with `num_examples` rows each.
+        - `data`: a tuple of PyTrees of arrays, or pandas tables, with `num_examples` rows each, which belong together by position.
         - `seed`: the secret of the sampling, up to 128 bits; None draws one from the operating system (which cannot be resumed, and is refused in a
             run of several processes, which must share one: `dpx.random.shared_seed()`).
         - `start`: the step to start from; the batches are those of a run that was never stopped.
         """
+        if not 0 <= integer("PrivacyPlan.batches(start=...)", start) <= self.steps:
+            raise ValueError(
+                f"`PrivacyPlan.batches(start=...)` must lie between 0 and {self.steps}, the plan's steps: no budget covers more; got {start}."
+            )
         if seed is None and start != 0:
             raise ValueError(
                 f"`PrivacyPlan.batches(seed=None, start={start})` would go on with another sampling than the run began with, where "
@@ -456,7 +492,7 @@ class PrivacyPlan(eqx.Module):
         - `path`: of the image; its suffix says the format (`.png`, `.pdf`, `.svg`).
         - `delta`: for epsilon over steps.
 
-        **Returns:** the path. Needs matplotlib (`pip install 'dpx[demo]'`).
+        **Returns:** the path. Needs matplotlib (`pip install matplotlib`).
         """
         delta = probability("PrivacyPlan.plot(delta=...)", delta)
         if isinstance(self.clipping, NoClipping):

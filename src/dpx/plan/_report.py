@@ -258,7 +258,7 @@ def plot(plan: "PrivacyPlan", path: Any, delta: float) -> Path:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("`PrivacyPlan.plot` needs matplotlib: `pip install 'dpx[demo]'`.") from None
+        raise ImportError("`PrivacyPlan.plot` needs matplotlib: `pip install matplotlib`.") from None
     curve = plan.trade_off()
     # not pyplot: no state is shared with the caller's figures, and no display is needed
     figure = Figure(figsize=(12, 3.6), layout="constrained")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import accounting
-from .._checks import positive_float, probability
+from .._checks import positive_float, probability, real_number
 from ..sampling import UserSampler
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ class Target:
 
 def epsilon_target(plan: "PrivacyPlan", epsilon: Any, delta: Any) -> Target:
     """Keep epsilon at delta."""
+    if real_number("PrivacyPlan.calibrate(epsilon=...)", epsilon) == math.inf:
+        raise ValueError(
+            "`PrivacyPlan.calibrate(epsilon=inf)` is a run without privacy, which needs no noise: use `clipping=NoClipping()` and no budget."
+        )
     epsilon = positive_float("PrivacyPlan.calibrate(epsilon=...)", epsilon)
     delta = probability("PrivacyPlan.calibrate(delta=...)", delta)
     options: Any = {"adjacency": plan.adjacency, "accountant": plan.accountant}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import equinox as eqx
 import numpy as np
 
+from .._checks import integer
 from .._types import Participation
 from ..strategies import AbstractStrategy
 
@@ -101,6 +102,7 @@ def check_batch_size(name: str, batch_size: int, num_examples: int) -> None:
 
 def check_step(sampler: AbstractSampler, step: int) -> None:
     """Raises if `step` is not one of the sampler's: batches past the plan's end have no budget."""
+    step = integer(f"{type(sampler).__name__}.indices(step=...)", step)
     if not 0 <= step < sampler.steps:
         raise ValueError(
             f"`{type(sampler).__name__}` has {sampler.steps} steps, numbered from 0; batch {step} was asked for, which no budget covers."

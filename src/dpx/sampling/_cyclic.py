@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import equinox as eqx
 import numpy as np
 
-from .._checks import positive_int
+from .._checks import choice, positive_int
 from .._round import round_up
 from .._types import Participation
 from ..strategies import AbstractStrategy
@@ -67,9 +67,7 @@ class CyclicPoissonSampler(AbstractSampler):
                 f"`{name}(cycle_length=...)` must be at most `num_examples / batch_size` = {self.num_examples // self.batch_size}, or a group has "
                 f"fewer examples than a batch; got {self.cycle_length}."
             )
-        if partition not in ("independent", "equal"):
-            raise ValueError(f"`{name}(partition=...)` must be 'independent' or 'equal'; got {partition!r}.")
-        self.partition = partition
+        self.partition = choice(f"{name}(partition=...)", partition, ("independent", "equal"))
 
     @property
     def sampling_probability(self) -> float:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import equinox as eqx
 import numpy as np
 
-from .._checks import positive_int
+from .._checks import flag, positive_int
 from .._types import Participation
 from ..strategies import AbstractStrategy
 from ._base import ADJACENCIES, AbstractSampler, check_batch_size, check_step, gaussian_multiplier
@@ -51,7 +51,7 @@ class FixedSizeSampler(AbstractSampler):
         self.num_examples = positive_int(f"{name}(num_examples=...)", num_examples)
         self.batch_size = positive_int(f"{name}(batch_size=...)", batch_size)
         self.steps = positive_int(f"{name}(steps=...)", steps)
-        self.replace = bool(replace)
+        self.replace = flag(f"{name}(replace=...)", replace)
         check_batch_size(name, self.batch_size, self.num_examples)
 
     @property

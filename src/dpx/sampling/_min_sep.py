@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import equinox as eqx
 import numpy as np
 
-from .._checks import positive_int
+from .._checks import choice, positive_int
 from .._round import round_up
 from .._types import Participation
 from ..strategies import AbstractStrategy, BandedToeplitz
@@ -78,9 +78,7 @@ class MinSepSampler(AbstractSampler):
                 f"many examples rest to fill a batch; got {self.min_separation}. Take smaller batches, or `BallsInBinsSampler`, in which everybody "
                 "comes back as late as possible."
             )
-        if start not in ("warm", "cold"):
-            raise ValueError(f"`{name}(start=...)` must be 'warm' or 'cold'; got {start!r}.")
-        self.start = start
+        self.start = choice(f"{name}(start=...)", start, ("warm", "cold"))
         self.max_batch_size = None
         if max_batch_size is not None:
             self.max_batch_size = positive_int(f"{name}(max_batch_size=...)", max_batch_size)

@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Collection, Hashable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from .._checks import positive_int
-from ._philox import generator
+from .._checks import described, positive_int
+from ._philox import check_seed, generator
 
 _DOMAIN = 11
 
@@ -51,6 +51,7 @@ def bound_contributions(owners: Any, per_owner: Any, *, seed: int = 0) -> np.nda
         which this is the greedy baseline under the fixed-graph definition.
     """
     per_owner = positive_int("bound_contributions(per_owner=...)", per_owner)
+    seed = check_seed("bound_contributions(seed=...)", seed)
     sets = _owner_sets(owners)
     counts: Counter[Hashable] = Counter()
     chosen = []
@@ -63,7 +64,7 @@ def bound_contributions(owners: Any, per_owner: Any, *, seed: int = 0) -> np.nda
 
 def _owner_sets(owners: Any) -> list[set[Hashable]]:
     if isinstance(owners, np.ndarray):
-        if owners.ndim not in (1, 2) or owners.dtype == object:
+        if owners.ndim not in (1, 2) or owners.dtype == object or len(owners) == 0:
             raise ValueError(
                 f"`bound_contributions(owners=...)` must be an array of shape `(examples,)` or `(examples, owners)`; got {owners.dtype} of shape "
                 f"{owners.shape}. Give a list of collections where numbers of owners differ."
@@ -72,11 +73,18 @@ def _owner_sets(owners: Any) -> list[set[Hashable]]:
         padded = np.issubdtype(owners.dtype, np.signedinteger)
         sets = [{owner for owner in row if not (padded and owner < 0)} for row in rows]
     else:
-        if any(isinstance(row, str) or not isinstance(row, Collection) for row in owners):
+        is_many = isinstance(owners, list | tuple | set) or hasattr(owners, "iloc")
+        if not is_many or any(isinstance(row, str | bytes) or not isinstance(row, Collection) for row in owners):
             raise ValueError(
-                "`bound_contributions(owners=...)` must have a collection of owners for every example, such as `[['ada', 'bob'], ['ada']]`."
+                "`bound_contributions(owners=...)` must have a collection of owners for every example, such as `[['ada', 'bob'], ['ada']]`; got "
+                f"{described(owners)}."
             )
-        sets = [set(row) for row in owners]
+        try:
+            sets = [set(row) for row in cast(Collection[Collection[Hashable]], owners)]
+        except TypeError as error:
+            raise ValueError(
+                f"`bound_contributions(owners=...)`: owners must be hashable, such as names ({error})."
+            ) from None
     missing = [i for i, row in enumerate(sets) if not row]
     if missing:
         raise ValueError(

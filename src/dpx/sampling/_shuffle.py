@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import equinox as eqx
 import numpy as np
 
-from .._checks import positive_int
+from .._checks import flag, positive_int
 from .._types import Participation
 from ..strategies import AbstractStrategy
 from ._base import ADJACENCIES, AbstractSampler, check_batch_size, check_step
@@ -52,7 +52,7 @@ class ShuffleSampler(AbstractSampler):
         self.batch_size = positive_int("ShuffleSampler(batch_size=...)", batch_size)
         self.steps = positive_int("ShuffleSampler(steps=...)", steps)
         check_batch_size("ShuffleSampler", self.batch_size, self.num_examples)
-        self.reshuffle = bool(reshuffle)
+        self.reshuffle = flag("ShuffleSampler(reshuffle=...)", reshuffle)
 
     @property
     def num_rows(self) -> int:

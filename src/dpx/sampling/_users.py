@@ -1,11 +1,12 @@
 """Sampling users instead of examples, over any scheme."""
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import numpy as np
 
-from .._checks import positive_int
+from .._checks import described, instance, positive_int
 from .._types import Participation
 from ..strategies import AbstractStrategy
 from ._base import AbstractSampler
@@ -31,14 +32,14 @@ class UserSampler(AbstractSampler):
     **Arguments:**
 
     - `base`: who of the users is in a batch; its `num_examples` is the number of users.
-    - `user_ids`: of shape `(rows,)`, the user, from 0, that each row of the data belongs to. Every user owns at least one.
+    - `user_ids`: for each row of the data the user that it belongs to: a number from 0, or a name (text, or whatever can be hashed), of which there
+        are as many different ones as `base` samples. Every user owns at least one row.
     - `examples_per_user`: at most so many rows of one user are in a batch.
 
     ??? example
 
         ```python
-        users, user_ids = np.unique(names, return_inverse=True)
-        sampler = UserSampler(PoissonSampler(len(users), 100, 1_000), user_ids, examples_per_user=4)
+        sampler = UserSampler(PoissonSampler(len(set(names)), 100, 1_000), names, examples_per_user=4)
         ```
 
     ??? cite "Reference"
@@ -58,23 +59,13 @@ class UserSampler(AbstractSampler):
 
     def __init__(self, base: AbstractSampler, user_ids: Any, examples_per_user: Any):
         name = "UserSampler"
+        instance(f"{name}(base=...)", base, AbstractSampler, "PoissonSampler(num_users, 100, 1_000)")
         if base.unit != "example":
             raise ValueError(f"`{name}(base=...)` must sample examples, one for each user; got {type(base).__name__}.")
         self.base = base
         self.examples_per_user = positive_int(f"{name}(examples_per_user=...)", examples_per_user)
-        ids = np.asarray(user_ids)
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(
-                f"`{name}(user_ids=...)` must be one integer for each row of the data; got {ids.dtype} of shape {ids.shape}. Number users with "
-                "`np.unique(names, return_inverse=True)[1]`."
-            )
         users = base.num_examples
-        outside = ids[(ids < 0) | (ids >= users)]
-        if len(outside):
-            raise ValueError(
-                f"`{name}(user_ids=...)` must lie between 0 and {users - 1}, since `base` samples {users} users; got {outside[0]} and "
-                f"{len(outside) - 1} more outside."
-            )
+        ids = _numbered(f"{name}(user_ids=...)", user_ids, users)
         counts = np.bincount(ids, minlength=users)
         if not counts.all():
             raise ValueError(
@@ -136,3 +127,63 @@ class UserSampler(AbstractSampler):
         self, mechanism: "DpEvent", bands: int | None, steps: int, strategy: AbstractStrategy | None = None
     ) -> "DpEvent":
         return self.base.event(mechanism, bands, steps, strategy)
+
+
+def _numbered(call: str, user_ids: Any, users: int) -> np.ndarray:
+    """The users of the rows as numbers from 0: as they are where they are numbers, else names in the order in which they first appear."""
+    # arrays, and pandas, which has types of its own
+    is_array = isinstance(getattr(user_ids, "dtype", None), np.dtype) and getattr(user_ids, "ndim", 0) > 0
+    is_array |= hasattr(user_ids, "iloc")
+    if not (is_array and user_ids.ndim == 1 or isinstance(user_ids, list | tuple)):
+        raise ValueError(
+            f"`{call}` must be one integer for each row of the data, or one name, in order; got {described(user_ids)}."
+        )
+    try:
+        ids = np.asarray(user_ids)
+    except ValueError:  # tuples of several lengths
+        ids = np.empty(len(user_ids), object)
+    if ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer) and len(ids):
+        outside = ids[(ids < 0) | (ids >= users)]
+        if len(outside):
+            raise ValueError(
+                f"`{call}` must lie between 0 and {users - 1}, since `base` samples {users} users; got {outside[0]} and {len(outside) - 1} more "
+                "outside. Number users with `np.unique(user_ids, return_inverse=True)[1]`."
+            )
+        return ids.astype(np.int64)
+    # names as they were given: NumPy would make texts of what is mixed, and a table of tuples
+    given: Any = user_ids
+    names: list[Any] = given.tolist() if is_array else list(given)
+    is_number = np.issubdtype(ids.dtype, np.number) or ids.dtype == bool
+    if not names or is_number and ids.ndim == 1 or not all(map(_is_hashable, names)):
+        raise ValueError(
+            f"`{call}` must be one integer for each row of the data, or one name (a text, or whatever can be hashed); got {ids.dtype} of shape "
+            f"{ids.shape}. Number users with `np.unique(names, return_inverse=True)[1]`."
+        )
+    missing = [row for row, name in enumerate(names) if _is_missing(name)]
+    if missing:
+        raise ValueError(
+            f"`{call}` gives no user to {len(missing)} of {len(names)} rows, the first of them {missing[0]}, so that nobody's privacy would cover "
+            "them. Leave these rows out."
+        )
+    numbers: dict[Hashable, int] = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    if len(numbers) != users:
+        raise ValueError(
+            f"`{call}` names {len(numbers)} users, and `base` samples {users}: give `base` as many as there are."
+        )
+    return np.array([numbers[name] for name in names], np.int64)
+
+
+def _is_hashable(name: Any) -> bool:
+    try:
+        hash(name)
+    except TypeError:
+        return False
+    return True
+
+
+def _is_missing(name: Any) -> bool:
+    """Whether a name is None, NaN (which differs from itself) or pandas' NA (which will not say)."""
+    try:
+        return name is None or bool(name != name)
+    except (TypeError, ValueError):
+        return True

@@ -7,7 +7,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from .._checks import positive_int
+from .._checks import described, function, positive_float, positive_int
 from ._base import MSG_NO_REPLAY, AbstractStrategy, check_bands, check_coefficients, check_steps
 from ._error import Workload, check_kind, inverse_series, resolve_workload, toeplitz_error
 from ._optimize import candidate_bands, optimize_banded
@@ -91,14 +91,16 @@ class BandedToeplitz(AbstractStrategy):
             return cls(optimize_banded(queries, check_bands(call, count, steps), kind, separation, k))
 
         if noise_multiplier_for_bands is None:
-            if not isinstance(bands, int):
+            if bands is None or isinstance(bands, Sequence | np.ndarray) and not isinstance(bands, str | bytes):
                 raise ValueError(
-                    f"`{call}(bands={bands!r})` leaves the number of bands open: give one, or `noise_multiplier_for_bands=...` to "
+                    f"`{call}(bands={described(bands)})` leaves the number of bands open: give one, or `noise_multiplier_for_bands=...` to "
                     "choose by, since without amplification more bands are always better."
                 )
             return best(bands)
+        call_of_noise = f"{call}(noise_multiplier_for_bands=...)"
+        function(call_of_noise, noise_multiplier_for_bands, "noise_multiplier_for_bands(bands) -> float")
         score = lambda s: (
-            noise_multiplier_for_bands(s.bands)
+            positive_float(call_of_noise, noise_multiplier_for_bands(s.bands))
             * s.error(steps, workload, kind, min_separation=separation, max_participations=k)
         )
         return min((best(count) for count in candidate_bands(call, bands, steps)), key=score)

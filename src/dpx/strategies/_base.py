@@ -9,7 +9,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from .._checks import positive_int
+from .._checks import positive_int, real_array, real_number
 from ._error import Workload
 
 Buffers = TypeVar("Buffers")
@@ -127,7 +127,7 @@ def check_bands(call: str, bands: int, steps: int) -> int:
 
 def check_coefficients(call: str, coefficients: Any) -> tuple[float, ...]:
     """Finite coefficients, the first of them positive, as Python floats."""
-    array = np.asarray(coefficients, np.float64)
+    array = real_array(call, coefficients, "a sequence of numbers, such as `[1.0, 0.5]`")
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"`{call}` must be a sequence of at least one number; got shape {array.shape}.")
     if not np.isfinite(array).all():
@@ -141,7 +141,7 @@ def check_coefficients(call: str, coefficients: Any) -> tuple[float, ...]:
 
 def check_unit_interval(call: str, value: Any) -> float:
     """A number in [0, 1]."""
-    number = float(np.asarray(value))
+    number = real_number(call, value)
     if not (math.isfinite(number) and 0 <= number <= 1):
         raise ValueError(f"`{call}` must lie in [0, 1]; got {number}.")
     return number

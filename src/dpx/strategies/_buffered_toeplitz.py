@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from .._checks import positive_int
+from .._checks import positive_int, real_array
 from ._base import MSG_NO_REPLAY, AbstractStrategy, check_steps
 from ._buffered_optimize import interlaced_inverse, optimize_buffers
 from ._error import Workload, check_kind, geometric, inverse_error, resolve_workload
@@ -46,7 +46,9 @@ class BufferedToeplitz(AbstractStrategy):
     replay_depth: int | None = eqx.field(static=True)
 
     def __init__(self, decays: Sequence[float] | np.ndarray, scales: Sequence[float] | np.ndarray):
-        theta, omega = np.asarray(decays, np.float64), np.asarray(scales, np.float64)
+        what = "a sequence of numbers, one for each buffer"
+        theta = real_array("BufferedToeplitz(decays=...)", decays, what)
+        omega = real_array("BufferedToeplitz(scales=...)", scales, what)
         if theta.ndim != 1 or theta.shape != omega.shape or theta.size == 0:
             raise ValueError(
                 "`BufferedToeplitz(decays=..., scales=...)` must be two sequences of the same length, one number a buffer; "

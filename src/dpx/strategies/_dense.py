@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from .._checks import positive_int
+from .._checks import positive_int, real_array
 from ._base import MSG_NO_REPLAY, AbstractStrategy, check_bands, check_steps
 from ._error import Workload, check_kind, matrix_error, resolve_workload
 from ._optimize import optimize_gram
@@ -67,7 +67,7 @@ class DenseStrategy(AbstractStrategy):
 
     def __init__(self, matrix: np.ndarray):
         call = "DenseStrategy(matrix=...)"
-        array = np.asarray(matrix, np.float64)
+        array = real_array(call, matrix, "a square matrix, one row a step")
         if array.ndim != 2 or array.shape[0] != array.shape[1] or array.shape[0] == 0:
             raise ValueError(f"`{call}` must be a square matrix, one row a step; got shape {array.shape}.")
         if not np.isfinite(array).all():

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from .._checks import positive_int
+from .._checks import described, positive_int, real_array, real_number
 
 Workload = str | np.ndarray
 """`"prefix"`, the `steps` coefficients of a Toeplitz workload, or a lower-triangular `(steps, steps)` matrix."""
@@ -37,20 +37,27 @@ def momentum_workload(
     """
     call = "momentum_workload"
     steps = positive_int(f"{call}(steps=...)", steps)
-    if not 0 <= momentum < 1:
-        raise ValueError(f"`{call}(momentum=...)` must lie in [0, 1); got {momentum}.")
-    if not 0 <= weight_decay < 1:
-        raise ValueError(f"`{call}(weight_decay=...)` must lie in [0, 1); got {weight_decay}.")
+    momentum, weight_decay = check_decays(call, momentum, weight_decay)
     velocity = geometric(momentum, steps)
     kept = geometric(1 - weight_decay, steps)
     if learning_rates is None:
         return divide(velocity, np.array([1.0, weight_decay - 1.0]))
-    rates = np.asarray(learning_rates, np.float64)
+    rates = real_array(f"{call}(learning_rates=...)", learning_rates, f"{steps} numbers")
     if rates.shape != (steps,) or not np.isfinite(rates).all():
         raise ValueError(f"`{call}(learning_rates=...)` must hold {steps} finite numbers; got shape {rates.shape}.")
     from ._sensitivity import toeplitz
 
     return toeplitz(kept) @ (rates[:, None] * toeplitz(velocity))
+
+
+def check_decays(call: str, momentum: float, weight_decay: float) -> tuple[float, float]:
+    """Momentum and weight decay of a workload, both in [0, 1)."""
+    numbers = []
+    for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
+        numbers.append(real_number(f"{call}({name}=...)", value))
+        if not 0 <= numbers[-1] < 1:
+            raise ValueError(f"`{call}({name}=...)` must lie in [0, 1); got {value}.")
+    return numbers[0], numbers[1]
 
 
 def geometric(ratio: float, size: int) -> np.ndarray:
@@ -67,7 +74,9 @@ def resolve_workload(call: str, workload: Workload, steps: int) -> np.ndarray:
                 f'({steps}, {steps}) matrix such as `momentum_workload({steps}, 0.9)` gives; got "{workload}".'
             )
         return np.ones(steps)
-    array = np.asarray(workload, np.float64)
+    array = real_array(
+        f"{call}(workload=...)", workload, f'"prefix", {steps} coefficients or a ({steps}, {steps}) matrix'
+    )
     if array.shape not in ((steps,), (steps, steps)):
         raise ValueError(
             f"`{call}(workload=...)` must have shape ({steps},) or ({steps}, {steps}), one row a step; got {array.shape}."
@@ -80,9 +89,9 @@ def resolve_workload(call: str, workload: Workload, steps: int) -> np.ndarray:
 
 
 def check_kind(call: str, kind: str) -> None:
-    if kind not in ("mean", "max"):
+    if not isinstance(kind, str) or kind not in ("mean", "max"):
         raise ValueError(
-            f'`{call}(kind=...)` must be "mean" (root mean squared over the steps) or "max"; got "{kind}".'
+            f'`{call}(kind=...)` must be "mean" (root mean squared over the steps) or "max"; got {described(kind)}.'
         )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._checks import positive_int
+from .._checks import flag, positive_int
 from ._base import AbstractStrategy, check_steps, check_unit_interval
 from ._error import Workload, check_kind, geometric, inverse_error, resolve_workload, scaled_toeplitz_error
 from ._sensitivity import (
@@ -53,7 +53,7 @@ class GeometricStrategy(AbstractStrategy):
 
     def __init__(self, decay: float, *, normalize_columns: bool = False, steps: int | None = None):
         self.decay = check_unit_interval("GeometricStrategy(decay=...)", decay)
-        self.normalize_columns = bool(normalize_columns)
+        self.normalize_columns = flag("GeometricStrategy(normalize_columns=...)", normalize_columns)
         if self.normalize_columns and steps is None:
             raise ValueError(
                 "`GeometricStrategy(..., normalize_columns=True)` must know its last column: give `steps=...` as well."
@@ -86,6 +86,7 @@ class GeometricStrategy(AbstractStrategy):
         steps = positive_int("GeometricStrategy.optimize(steps=...)", steps)
         check_kind("GeometricStrategy.optimize", kind)
         check_participation("GeometricStrategy", steps, min_separation, max_participations)
+        normalize_columns = flag("GeometricStrategy.optimize(normalize_columns=...)", normalize_columns)
 
         def build(log_gap: float, normalized: bool) -> "GeometricStrategy":
             horizon = steps if normalized else None

@@ -33,7 +33,8 @@ def candidate_bands(call: str, bands: int | Sequence[int] | None, steps: int) ->
     """The numbers of bands to choose from: those given, or all powers of two up to `steps`."""
     if bands is None:
         return [2**i for i in range(steps.bit_length()) if 2**i <= steps]
-    candidates = [bands] if isinstance(bands, int) else list(bands)
+    is_many = isinstance(bands, Sequence | np.ndarray) and np.ndim(bands) == 1 and not isinstance(bands, str | bytes)
+    candidates: Any = list(bands) if is_many else [bands]  # pyright: ignore[reportArgumentType]
     if not candidates:
         raise ValueError(f"`{call}(bands=...)` must name at least one number of bands; got none.")
     return candidates

@@ -9,7 +9,7 @@ from jaxtyping import Array, Int, PyTree
 
 from .._checks import positive_int
 from ._base import MSG_NO_REPLAY, AbstractStrategy, check_steps
-from ._error import Workload, check_kind, geometric, inverse_error, multiply, resolve_workload
+from ._error import Workload, check_decays, check_kind, geometric, inverse_error, multiply, resolve_workload
 from ._sensitivity import check_participation, toeplitz, toeplitz_sensitivity
 from ._stream import Ring, filter_step, init_ring, poison
 
@@ -21,10 +21,7 @@ def square_root_coefficients(
 
     $(1 - x)^{-1/2} = \sum_k f(k) x^k$ with $f(k) = \prod_{j \le k} (1 - 1/(2j))$ and $(1 - x)^{1/2} = \sum_k -f(k)/(2k-1) x^k$.
     """
-    if not 0 <= momentum < 1:
-        raise ValueError(f"`{call}(momentum=...)` must lie in [0, 1); got {momentum}.")
-    if not 0 <= weight_decay < 1:
-        raise ValueError(f"`{call}(weight_decay=...)` must lie in [0, 1); got {weight_decay}.")
+    momentum, weight_decay = check_decays(call, momentum, weight_decay)
     index = np.arange(1, size)
     root = np.concatenate([[1.0], np.cumprod(1 - 0.5 / index)])
     if inverse:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from .._checks import positive_int
+from .._checks import flag, positive_int
 from ._base import MSG_NO_REPLAY, AbstractStrategy, check_steps
 from ._error import Workload, check_kind, matrix_error, resolve_workload, squared_rows_error
 from ._sensitivity import GRAM_STEPS, check_participation, gram_sensitivity
@@ -61,8 +61,8 @@ class TreeAggregation(AbstractStrategy):
             raise ValueError(
                 f"`{call}` must be at most `steps`; got {self.restart_every} for {self.steps}. Use None for one tree."
             )
-        self.honaker = bool(honaker)
-        self.tight = bool(tight)
+        self.honaker = flag("TreeAggregation(honaker=...)", honaker)
+        self.tight = flag("TreeAggregation(tight=...)", tight)
         self.bands = None
         self.replay_depth = None
 

@@ -42,7 +42,9 @@ class Clip(eqx.Module):
     def weigh(self, found: "list[Bounded]") -> tuple[Array, Array, Array]:
         """Norms, weights, and which examples are kept, from the norms of all leaves and bounds of what they add up."""
         norms, safe = (grouped_norms(list(x), self.labels, self.order) for x in zip(*found, strict=True))
-        return norms, *clip_weights(safe, self.real(safe.shape[0]), self.factors)
+        weights, keep = clip_weights(safe, self.real(safe.shape[0]), self.factors)
+        # an example that is dropped is seen to be
+        return jnp.where(jnp.isfinite(safe), norms, safe), weights, keep
 
     def real(self, batch: int) -> Bool[Array, " batch"]:
         """Which examples are real."""
