@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 import dpx
 from conftest import NOISES, loss, make_batch, make_model
-from dpx._chacha import chacha20_blocks, flat_index
+from dpx._chacha import chacha20_blocks, flat_index, word_pairs, word_pairs_of_blocks
 from dpx.random import CHACHA20
 
 COLLECTIVES = re.compile(r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(-start)?\(")
@@ -183,6 +183,21 @@ def test_derived_keys_are_blocks_under_another_nonce():
         assert np.asarray(children[j]).tolist() == reference_block(key, j, 0, (1, 0))[:8]
     assert np.asarray(folded).tolist() == reference_block(key, 2**32 - 1, 0, (2, 0))[:8]
     assert jr.split(key_of(COUNTING), (2, 3)).shape == (2, 3)
+
+
+def test_pairs_for_noise_are_blocks_under_another_nonce():
+    """The first words of 8 pairs, then the second ones; in order, whatever the shape, and where whole blocks do not fill it."""
+    key = np.frombuffer(COUNTING, "<u4")
+    blocks = [reference_block(key, i, 0, (4, 0)) for i in range(3)]
+    right = [sum((b[:8] for b in blocks), []), sum((b[8:] for b in blocks), [])]
+    for shape in ((24,), (3, 8), (5, 4), (23,), (2, 3, 4), (1, 24, 1), ()):
+        size = int(np.prod(shape))
+        for words, expected in zip(word_pairs(jnp.asarray(key), shape), right, strict=True):
+            assert np.ravel(words).tolist() == expected[:size]
+    low, high = jnp.array([7, 7], jnp.uint32), jnp.array([0, 3], jnp.uint32)
+    pairs = word_pairs_of_blocks(jnp.asarray(key), low, high)
+    for i, number in enumerate((0, 3)):
+        assert [x for words in pairs for x in np.asarray(words[i]).tolist()] == reference_block(key, 7, number, (4, 0))
 
 
 def test_keys_and_streams_are_distinct():

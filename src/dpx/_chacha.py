@@ -10,6 +10,7 @@ output is for, so that no input is ever used for two purposes:
 | `split(K)[j]` | (1, 0) | j | first 256 bits: a new key |
 | `fold_in(K, data)` | (2, 0) | data | first 256 bits: a new key |
 | `seed(s)`, with K = 0 | (3, 0) | s | first 256 bits: a key |
+| `word_pairs(K, shape)` | (4, 0) | number of the block, of 8 pairs, in the array | the first words of the pairs, then the second ones |
 
 **Why streams never overlap.** Under one key, all inputs above are distinct, so the outputs are those of a pseudorandom function at distinct
 points: to anyone who does not hold $K$ they look independent and uniform, and this is the assumption under which ChaCha20 is used in TLS.
@@ -35,7 +36,7 @@ from ._wide import add, multiply
 _WORDS = 16  # of 32 bits in a block
 _KEY_WORDS = 8
 _CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)  # "expand 32-byte k", little-endian
-_BITS, _SPLIT, _FOLD_IN, _SEED = 0, 1, 2, 3
+_BITS, _SPLIT, _FOLD_IN, _SEED, _PAIRS = 0, 1, 2, 3, 4
 _UINTS: dict[int, Any] = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
 
 
@@ -95,53 +96,81 @@ def flat_index(indices: Sequence[UInt32[Array, "*blocks"]], shape: Sequence[int]
     low = high = jnp.zeros_like(indices[0]) if indices else jnp.zeros((), jnp.uint32)
     for index, size in zip(indices, shape, strict=True):
         if size > 2**32 - 1:
-            raise ValueError(f"ChaCha20 keys fill axes of fewer than 2**36 numbers; got {size * _WORDS}. Use two axes.")
+            raise ValueError(
+                f"ChaCha20 keys fill axes of fewer than 2**36 numbers, and noise those of fewer than 2**32; got {size} blocks or numbers. Use "
+                "two axes."
+            )
         product, carry = multiply(low, jnp.uint32(size))
         low, overflow = add(product, index)
         high = high * np.uint32(size) + carry + overflow
     return low, high
 
 
+def iotas(shape: Sequence[int]) -> list[UInt32[Array, "..."]]:
+    """The index along every axis, at every position of an array."""
+    return [lax.broadcasted_iota(np.uint32, shape, axis) for axis in range(len(shape))]
+
+
 def _counters(shape: Sequence[int]) -> tuple[Array, Array]:
-    return flat_index([lax.broadcasted_iota(np.uint32, shape, axis) for axis in range(len(shape))], shape)
+    return flat_index(iotas(shape), shape)
 
 
-def _keystream(key: UInt32[Array, "8"], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """Word i of the keystream, for every position of an array, i its row-major number."""
-    size = math.prod(shape)
+def _keystream(key: UInt32[Array, "8"], shape: tuple[int, ...], domain: int = _BITS, parts: int = 1) -> list[Array]:
+    """For every position of an array, of row-major number i: word i of the keystream.
+
+    With several parts each block is cut into so many pieces, and there is an array for each: of its piece of all blocks in turn. Their last
+    axes are still those of the blocks and of what is in one: reshaping comes last, after what is elementwise, which would not vectorise.
+    """
+    size, width = math.prod(shape), _WORDS // parts
     if size == 0:
-        return jnp.zeros(shape, jnp.uint32)
+        return [jnp.zeros(shape, jnp.uint32)] * parts
     # The shortest run of trailing axes that whole blocks fill: both the axes before it and the run itself may lie on several devices.
     runs = [math.prod(shape[axis:]) for axis in range(len(shape))]
-    axis = max((k for k, run in enumerate(runs) if run % _WORDS == 0), default=None)
-    blocks = (-(-size // _WORDS),) if axis is None else (*shape[:axis], runs[axis] // _WORDS)
-    words = _interleave(chacha20_blocks(key, *_counters(blocks), (_BITS, 0)))
+    axis = max((k for k, run in enumerate(runs) if run % width == 0), default=None)
+    blocks = (-(-size // width),) if axis is None else (*shape[:axis], runs[axis] // width)
+    words = chacha20_blocks(key, *_counters(blocks), (domain, 0))
+    pieces = [_interleave(words[start : start + width]) for start in range(0, _WORDS, width)]
     if axis is not None:
-        return words.reshape(shape)
+        return pieces
     # Not whole blocks. A gather, rather than a slice, since its operand is never sharded (every device computes all of the blocks): a slice
     # of sharded blocks would communicate. The barrier keeps what follows, which vectorises, out of the gather's loop, which does not.
-    gathered = words.reshape(-1).at[_counters(shape)[0]].get(mode="promise_in_bounds")
-    return lax.optimization_barrier(gathered)
+    index = _counters(shape)[0]
+    return [lax.optimization_barrier(p.reshape(-1).at[index].get(mode="promise_in_bounds")) for p in pieces]
 
 
-def _interleave(words: UInt32[Array, "16 *blocks"]) -> UInt32[Array, "*blocks 16"]:
-    """Moves the words of a block side by side."""
+def _interleave(words: UInt32[Array, "width *blocks"]) -> UInt32[Array, "*blocks width"]:
+    """Moves the words of a block, 8 or 16 of them, side by side."""
     # By selection, not by transposition: it is one elementwise loop, and how the result is cut among devices does not reach the words,
     # all of which a device needs for any of them.
-    number = lax.broadcasted_iota(np.uint32, (*words.shape[1:], _WORDS), words.ndim - 1)
+    width = len(words)
+    number = lax.broadcasted_iota(np.uint32, (*words.shape[1:], width), words.ndim - 1)
     rows = [jnp.broadcast_to(word[..., None], number.shape) for word in words]
-    for bit in range(4):
+    for bit in range(width.bit_length() - 1):
         is_odd = (number >> np.uint32(bit)) & np.uint32(1) == 1
         rows = [jnp.where(is_odd, odd, even) for even, odd in zip(rows[::2], rows[1::2], strict=True)]
     return rows[0]
+
+
+def word_pairs(key: UInt32[Array, "8"], shape: tuple[int, ...]) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
+    """Two words for every position of an array of that shape, to which the results have yet to be reshaped."""
+    first, second = _keystream(key, shape, _PAIRS, 2)
+    return first, second
+
+
+def word_pairs_of_blocks(
+    key: UInt32[Array, "8"], low: UInt32[Array, " blocks"], high: UInt32[Array, " blocks"]
+) -> tuple[UInt32[Array, "blocks 8"], UInt32[Array, "blocks 8"]]:
+    """Those of the positions, 8 to a block, whose blocks have these numbers (halves of 64 bits)."""
+    words = chacha20_blocks(key, low, high, (_PAIRS, 0))
+    return _interleave(words[:8]), _interleave(words[8:])
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _random_bits(key: UInt32[Array, "8"], bit_width: int, shape: tuple[int, ...]) -> UInt[Array, "..."]:
     dtype = _UINTS[bit_width]
     if bit_width == 64:
-        return lax.bitcast_convert_type(_keystream(key, (*shape, 2)), dtype)
-    return _keystream(key, shape).astype(dtype)
+        return lax.bitcast_convert_type(_keystream(key, (*shape, 2))[0].reshape(*shape, 2), dtype)
+    return _keystream(key, shape)[0].reshape(shape).astype(dtype)
 
 
 @functools.partial(jax.jit, static_argnums=1)

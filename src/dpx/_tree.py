@@ -17,30 +17,12 @@ def wide(x: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
     return x.astype(wide_dtype(x.dtype))
 
 
-def per_example_power(x: Inexact[Array, "batch ..."], order: int) -> Float[Array, " batch"]:
-    r"""$\sum |x|^p$ of each example's slice, $p$ = `order` in {1, 2}; as float32."""
-    x = wide(x)
-    power = jnp.abs(x) if order == 1 else x * x
-    return jnp.sum(power, axis=tuple(range(1, x.ndim))).astype(jnp.float32)
-
-
-def root(power: Float[Array, "*shape"], order: int) -> Float[Array, "*shape"]:
-    """The norm whose `order`-th power is given."""
-    return power if order == 1 else jnp.sqrt(power)
-
-
 def pairwise_sum(values: list[Float[Array, "*shape"]]) -> Float[Array, "*shape"]:
     """Sums by halves: the rounding of thousands of terms grows with the logarithm of their number, not with the number."""
     while len(values) > 1:
         rest = values[len(values) // 2 * 2 :]
         values = [a + b for a, b in zip(values[::2], values[1::2], strict=False)] + rest
     return values[0]
-
-
-def grouped(values: list[Float[Array, " batch"]], labels: tuple[int, ...]) -> Float[Array, "batch groups"]:
-    """Sums the values of the leaves with the same label; groups are numbered from zero without gaps."""
-    groups = [[v for v, g in zip(values, labels, strict=True) if g == group] for group in range(max(labels) + 1)]
-    return jnp.stack([pairwise_sum(group) for group in groups], axis=1)
 
 
 def expand_like(column: Array, x: Array) -> Array:

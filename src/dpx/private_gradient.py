@@ -660,10 +660,8 @@ def _diagnostics(out: ClippedSum, mask: Array, order: int) -> Diagnostics:
         return jnp.where(expand_like(mask, x), x, jnp.zeros((), x.dtype))
 
     norms = real(out.norms)
-    # scaled, and at most the largest number, so that it is finite wherever the norm of every group is: then the example was not left out
-    largest = jnp.max(norms, axis=1, keepdims=True)
-    scale = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
-    overall = root(jnp.sum((norms / scale) ** order, axis=1), order) * scale[:, 0]
+    overall = combined([norms[:, k] for k in range(norms.shape[1])], order)
+    # finite wherever the norm of every group is: then the example was not left out
     is_kept = jnp.all(jnp.isfinite(norms), axis=1)
     overall = jnp.where(is_kept, jnp.minimum(overall, jnp.finfo(overall.dtype).max), overall)
     return Diagnostics(real(out.losses), overall, norms, jax.tree.map(real, out.aux), mask)

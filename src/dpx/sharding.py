@@ -1,5 +1,6 @@
 """Sharding: device code never names a mesh axis, it follows the shardings of its inputs."""
 
+import functools
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.random as jr
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Key, PyTree, Shaped, UInt32
 
+from ._draws import Law, draw, laplace_from_words, normal_from_words
 from ._tree import wide_dtype
 
 
@@ -88,18 +90,25 @@ def like(x: Array, reference: Array) -> Array:
 
 
 def normal_like(key: Key[Array, ""], x: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Standard normal noise with the shape, dtype and sharding of `x`.
+    """Standard normal noise with the shape, dtype and sharding of `x`; float32 where `x` is narrower. Its tails reach 9.08, either way.
 
     Each device draws its own shard, without communication, and the numbers are those that one device would draw.
     """
-    return jr.normal(key, x.shape, wide_dtype(x.dtype), out_sharding=_explicit(x))
+    return _draw_like(normal_from_words, key, x)
 
 
-def uniform_like(
-    key: Key[Array, ""], x: Shaped[Array, "*shape"], minval: float, maxval: float
-) -> Float[Array, "*shape"]:
-    """Uniform noise in [minval, maxval), in the same way."""
-    return jr.uniform(key, x.shape, wide_dtype(x.dtype), minval, maxval, out_sharding=_explicit(x))
+def laplace_like(key: Key[Array, ""], x: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Laplace noise of scale 1, in the same way. Its tails reach 43.67."""
+    return _draw_like(laplace_from_words, key, x)
+
+
+def _draw_like(law: Law, key: Key[Array, ""], x: Array) -> Array:
+    draw_one = functools.partial(draw, law, shape=x.shape, dtype=wide_dtype(x.dtype))
+    sharding = _explicit(x)
+    if sharding is None:
+        return draw_one(key)
+    # inside, all axes are auto: the layout of the result decides where its words are made
+    return jax.sharding.auto_axes(draw_one, axes=sharding.mesh.explicit_axes, out_sharding=sharding)(key)
 
 
 def bits_like(key: Key[Array, ""], x: Shaped[Array, "*shape"]) -> UInt32[Array, "*shape"]:

@@ -156,9 +156,7 @@ def compare(options: Options, epsilon: float, delta: float, as_json: bool) -> No
     if as_json:
         _print_json({"epsilon": epsilon, "delta": delta, "clip_norm": 1.0, "plans": rows})
         return
-    title = (
-        f"epsilon {round_up(epsilon)} at delta {round_up(delta)}, clip norm 1: error of sums of normalised gradients, and noise of one step"
-    )
+    title = f"epsilon {round_up(epsilon)} at delta {round_up(delta)}, clip norm 1: error of sums of normalised gradients, and noise of one step"
     table = _table(title, "mechanism", "sampling", "error", "one step", "noise multiplier", "neighbours")
     for row in rows:
         if row["error"] is not None:

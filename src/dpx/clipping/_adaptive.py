@@ -4,10 +4,10 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from .._checks import is_probability, positive_scalar, probability_scalar, usable
+from .._draws import draw, normal_from_words
 from .._types import Params, RealScalarLike
 from ._base import AbstractClipping
 from ._flat import LARGEST, SMALLEST, usable_norm
@@ -126,7 +126,7 @@ class AdaptiveClipping(AbstractClipping):
         # a norm that is not finite compares as larger
         votes = jnp.where(norms <= state.norms[None], 0.5, -0.5)
         count = jnp.sum(jnp.where(mask[:, None], votes, 0), axis=0)
-        noise = self.count_noise_multiplier * _ROUND_UP * jr.normal(key, state.norms.shape, jnp.float32)
+        noise = self.count_noise_multiplier * _ROUND_UP * draw(normal_from_words, key, state.norms.shape)
         fraction = 0.5 + (count + noise) / expected_batch_size
         new = state.norms * jnp.exp(-self.learning_rate * (fraction - self.quantile))
         return AdaptiveClippingState(jnp.clip(new, SMALLEST, LARGEST))

@@ -1,9 +1,9 @@
 """One Gaussian query: a sum of contributions of norm at most 1, added up exactly, and its noise."""
 
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from .._draws import draw, normal_from_words
 from .._tree import expand_like
 from ..noise._gaussian import ROUND_UP
 
@@ -45,7 +45,7 @@ def noisy_sum(
     the noise through the rounding of floating-point addition.
     """
     high, low = exact_sum(units, keep)
-    noise = jnp.round(jr.normal(key, high.shape, jnp.float32) * (noise_multiplier * ROUND_UP * _GRID))
+    noise = jnp.round(draw(normal_from_words, key, high.shape) * (noise_multiplier * ROUND_UP * _GRID))
     above = jnp.floor(noise / _PART)
     high = high + above.astype(jnp.int32)
     low = low + (noise - above * _PART).astype(jnp.int32)

@@ -4,13 +4,12 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from .._checks import positive_scalar
 from .._types import Params, Participation, RealScalarLike, Struct
-from ..sharding import uniform_like
+from ..sharding import laplace_like
 from ..strategies import Identity
 from ._base import AbstractNoise, Buffers
 from ._gaussian import MSG_UNCALIBRATED, ROUND_UP
@@ -85,9 +84,7 @@ class Laplace(AbstractNoise):
         keys = jr.split(jr.fold_in(key, step), len(leaves))
 
         def noisy(i, x):
-            # by its quantile function, since jax.random.laplace cannot be drawn where a shard lies
-            u = uniform_like(keys[i], x, -1.0, 1.0)
-            u = jnp.maximum(u, -1.0 + jnp.finfo(u.dtype).epsneg)
-            return x - scale.astype(x.dtype) * jnp.sign(u) * jnp.log1p(-jnp.abs(u))
+            z = laplace_like(keys[i], x)
+            return x + scale.astype(z.dtype) * z
 
         return jax.tree.unflatten(treedef, [noisy(i, x) for i, x in enumerate(leaves)]), buffers
