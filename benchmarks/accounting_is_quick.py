@@ -27,7 +27,13 @@ def cold(question, repeats=5):
     """Median seconds with empty caches, and the answer."""
     seconds, answer = [], None
     for _ in range(repeats):
-        for cached in (_accountants._composed, _accountants._rough_epsilon, _pairs._one, _allocation._mean_of):
+        for cached in (
+            _accountants._composed,
+            _pairs._one,
+            _pairs.interval_of,
+            _allocation._mean_of,
+            _allocation._even_mean,
+        ):
             cached.cache_clear()
         begin = time.perf_counter()
         answer = question()

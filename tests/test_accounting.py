@@ -257,7 +257,7 @@ def test_samples_of_composed_losses_confirm_the_bound_from_below():
 @pytest.mark.parametrize("kind", [float, int, np.float32, np.int64])
 def test_trap_t1_nested_gaussians_count_whatever_the_type_of_the_multiplier(kind):
     _accountants._rdp_epsilon.cache_clear()  # equal events of other types would be looked up
-    _renyi_accountant.renyi_accountant.cache_clear()
+    _renyi_accountant.renyi_curve.cache_clear()
     # dp_accounting's Rényi accountant drops the inner composition unless the multiplier is a `float`
     inner = da.SelfComposedDpEvent(da.GaussianDpEvent(kind(2)), 4)
     event = da.SelfComposedDpEvent(da.PoissonSampledDpEvent(0.1, inner), 100)
@@ -270,10 +270,8 @@ def test_trap_t2_replacement_is_twice_the_distance_whoever_accounts():
     for accountant in ("pld", "rdp"):
         replaced = accounting.epsilon(once, 1e-5, adjacency="replace_one", accountant=accountant)
         assert replaced == accounting.epsilon(da.GaussianDpEvent(1.0), 1e-5, accountant=accountant)
-    sampled = da.SampledWithoutReplacementDpEvent(100, 10, once)
-    for event in (poisson(2.0, 0.1), sampled):
-        with pytest.raises(ValueError, match="half of what it is"):
-            accounting.epsilon(event, 1e-5, adjacency="replace_one", accountant="rdp")
+    with pytest.raises(ValueError, match="half of what it is"):
+        accounting.epsilon(poisson(2.0, 0.1), 1e-5, adjacency="replace_one", accountant="rdp")
 
 
 @pytest.mark.slow
@@ -296,7 +294,7 @@ def test_trap_t5_equal_steps_are_composed_at_once():
     listed = da.ComposedDpEvent([one, other] * 200)
     power, calls = LossPmf._power, []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LossPmf, "_power", lambda pmf, n: calls.append(n) or power(pmf, n))
+        patch.setattr(LossPmf, "_power", lambda pmf, n, *aim: calls.append(n) or power(pmf, n, *aim))
         found = accounting.epsilon(listed, 1e-5)
     assert calls == 4 * [200]
     short = da.ComposedDpEvent([times(one, 200), times(other, 200)])
@@ -339,7 +337,8 @@ def test_trap_t10_truncation_has_its_price():
     untruncated = dpx.dp_sgd(10_000, 100, 1000, noise_multiplier=1.0).epsilon(1e-5)
     assert untruncated == pytest.approx(1.8289, abs=2e-3)
     assert untruncated < plan(150) == pytest.approx(1.8312, abs=2e-3)
-    assert plan(120) == pytest.approx(5.297, abs=2e-3)
+    # who is added takes the place of another: at twice the distance, but in one of the two data sets only
+    assert plan(120) == pytest.approx(5.230, abs=2e-3)
 
 
 def test_trap_t11_tiny_rates_stay_upper_bounds():

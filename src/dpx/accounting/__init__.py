@@ -7,11 +7,14 @@ from ._accountants import (
     Adjacency as Adjacency,
     check_accountant as check_accountant,
     check_adjacency as check_adjacency,
+    check_delta as check_delta,
     delta as delta,
-    discretisation as discretisation,
+    deltas as deltas,
     epsilon as epsilon,
     loss_distribution as loss_distribution,
+    rough_distribution as rough_distribution,
     rough_epsilon as rough_epsilon,
+    rough_renyi_epsilon as rough_renyi_epsilon,
 )
 from ._calibrate import largest_integer as largest_integer, least_feasible as least_feasible
 from ._filter import PrivacyFilter as PrivacyFilter
@@ -24,6 +27,7 @@ from ._lower_bounds import (
     epsilon_bracket as epsilon_bracket,
 )
 from ._monte_carlo import is_monte_carlo as is_monte_carlo
+from ._renyi_accountant import least_renyi_epsilon as least_renyi_epsilon
 from ._shuffling import shuffling_lower_bound as shuffling_lower_bound
 from ._trade_off import TradeOffCurve as TradeOffCurve
 from ._tuning import (

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from .._checks import at_least_zero, described, probability
+from .._checks import at_least_zero, described, probability, real_number
 from ._distributions import LossDistribution, with_coupling
 from ._event_tree import composed, parts
 from ._fixed_size import gaussian_profile
 from ._monte_carlo import SampledLosses, is_monte_carlo, samples_for
-from ._pairs import distribution_of, has_truncation, relation as relation, strict, surrogate
-from ._renyi_accountant import renyi_accountant
+from ._pairs import distribution_of, pure_epsilon, relation as relation, strict, surrogate
+from ._renyi_accountant import renyi_curve
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -27,12 +27,17 @@ if TYPE_CHECKING:
 Adjacency = Literal["add_or_remove_one", "replace_one", "replace_special"]
 AccountantName = Literal["pld", "rdp"]
 
-_FINEST = 1e-4
 _SMALLEST_DELTA = 1e-12
+# enough to bracket a calibration; integers have closed forms that are quick
+_COARSE_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256, 512, 1024)
+_ROUGH = 8  # how many times coarser the grids of guesses are
 
-# Enough orders to bracket a calibration; the reported RDP epsilon uses dp_accounting's own, finer orders.
-# Integers have closed forms that always converge.
-_COARSE_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
+_ROUNDED = 1e-4  # deltas below may have lost digits to the rounding of a transform
+
+_MSG_PURE = (
+    "`delta=0` is pure differential privacy, which this mechanism does not have, or not provably: Laplace noise has it, Gaussian noise and noise "
+    "that is drawn anew for a random share of the data under replacement have not. Give a `delta` well below 1 / num_examples."
+)
 
 NEIGHBOURS = {
     "add_or_remove_one": "one {unit} is added to or removed from the data",
@@ -53,6 +58,11 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+
+
+def check_delta(call: str, delta: Any) -> float:
+    """Delta as a Python float: at least 0, where only pure differential privacy has an answer, and below 1."""
+    return 0.0 if real_number(call, delta) == 0 else probability(call, delta)
 
 
 def check_adjacency(adjacency: str, call: str = "") -> None:
@@ -99,38 +109,30 @@ def _as_one_gaussian(event: Any, adjacency: str) -> float | None:
     return part.noise_multiplier / math.sqrt(count) / (2 if adjacency == "replace_one" else 1)
 
 
-def rough_epsilon(event: "DpEvent", delta: float) -> float:
-    """A guess at epsilon in milliseconds, from a few Rényi orders; infinite where there is none. Never reported."""
-    return _rough_epsilon(composed(parts(surrogate(composed(parts(strict(event)))))), delta)
+def rough_epsilon(event: "DpEvent", delta: float, adjacency: str = "add_or_remove_one") -> float:
+    """A guess at epsilon in milliseconds. Never reported."""
+    return rough_distribution(event, adjacency).get_epsilon(delta)
 
 
-@functools.lru_cache(maxsize=256)
-def _rough_epsilon(event: "DpEvent", delta: float) -> float:
-    from dp_accounting.rdp import RdpAccountant
-
-    accountant = RdpAccountant(orders=list(_COARSE_ORDERS))
-    if not accountant.supports(event):
-        return float("inf")
+def rough_renyi_epsilon(event: "DpEvent", delta: float, adjacency: str) -> float:
+    """A guess at the epsilon of Rényi accounting, from a few orders."""
     with _quiet():
-        return float(accountant.compose(event).get_epsilon(delta))
+        return max(0.0, renyi_curve(strict(event), adjacency, _COARSE_ORDERS).epsilon(delta))
 
 
-def discretisation(epsilon: float, count: int = 1) -> float:
-    """Width of the grid of privacy losses: 1e-4, or 2e-5 of epsilon where that is more, so that huge epsilons cost no gigabytes; less
-    where each of `count` steps loses so little that such a grid would not resolve it."""
-    if epsilon == math.inf:
-        return 10 * _FINEST  # no guess
-    wide = max(_FINEST, 2e-5 * epsilon)
-    # epsilon is a few standard deviations of the total loss, and a twentieth of one step's is fine enough; by halves, so that a search
-    # that moves epsilon a little keeps its grid
-    wanted = max(5e-6, epsilon / (100 * math.sqrt(count)))
-    return wide / 2 ** max(0, math.ceil(math.log2(wide / wanted)))
+def rough_distribution(event: "DpEvent", adjacency: str) -> LossDistribution:
+    """As `loss_distribution`, from a grid that is far too coarse, and by another event where the event is simulated. For guesses only."""
+    event = surrogate(composed(parts(strict(event))))
+    with _quiet():
+        return distribution_of(event, adjacency, coarser=_ROUGH)
 
 
 @functools.lru_cache(maxsize=64)
-def _composed(event: "DpEvent", adjacency: str, interval: float, samples: int | None = None) -> LossDistribution:
+def _composed(
+    event: "DpEvent", adjacency: str, interval: float | None, delta: float | None, samples: int | None = None
+) -> LossDistribution:
     with _quiet():
-        return distribution_of(event, adjacency, interval, samples)
+        return distribution_of(event, adjacency, interval, delta, samples=samples)
 
 
 def loss_distribution(
@@ -141,20 +143,14 @@ def loss_distribution(
     **Arguments:**
 
     - `event`, `adjacency`: as for `dpx.accounting.epsilon`.
-    - `delta`: that questions will be about, which decides how fine the grid of losses is, or how many samples are drawn.
-    - `interval`: the width of the grid, instead.
+    - `delta`: that questions will be about, whose digits are kept, or which decides how many samples are drawn.
+    - `interval`: the width of the grid of losses; by default a hundredth of the standard deviation of each event's.
     """
     event = strict(event)
-    if interval is None:
-        rough, count = rough_epsilon(event, delta or 1e-6), sum(count for _, count in parts(event))
-        interval = discretisation(rough, count)
-        if has_truncation(event) and rough < math.inf:
-            # losses of batches that are cut reach far; a fiftieth of a step's standard deviation is fine enough
-            interval *= max(1.0, min(4.0, rough / (100 * math.sqrt(count) * interval)))
     if is_monte_carlo(event):
         samples = samples_for(1e-4 if delta is None else delta)
-        return SampledLosses(_composed(event, adjacency, interval, samples), samples)
-    return _composed(event, adjacency, interval)
+        return SampledLosses(_composed(event, adjacency, interval, delta, samples), samples)
+    return _composed(event, adjacency, interval, delta)
 
 
 def epsilon(
@@ -170,10 +166,10 @@ def epsilon(
     **Arguments:**
 
     - `event`: a DP event of `dp_accounting`.
-    - `delta`: $\delta$, strictly between 0 and 1.
+    - `delta`: $\delta$, below 1; 0 where the event is purely differentially private, as Laplace noise is.
     - `adjacency`: what neighbouring data sets are.
     - `accountant`: `"pld"` (privacy loss distributions, tight) or `"rdp"` (Rényi, looser).
-    - `interval`: width of the grid of privacy losses; by default from a guess at epsilon.
+    - `interval`: width of the grid of privacy losses; by default a hundredth of the standard deviation of each event's.
 
     **Returns:**
 
@@ -183,33 +179,44 @@ def epsilon(
 
     - `ValueError` where the accountant's bound is not proven: an event or adjacency it does not know, or delta below 1e-12 with PLD.
     """
-    delta = probability("delta", delta)
+    delta = check_delta("delta", delta)
     check_adjacency(adjacency)
     check_accountant(accountant, "replace_special")
     event = _bare(event, adjacency)
     if accountant != "rdp":  # which of its events hold under replacement, Rényi accounting decides itself
         check_accountant(accountant, adjacency)
     event = strict(event)
+    pure = pure_epsilon(event, adjacency)
+    if delta == 0:
+        if pure == math.inf:
+            raise ValueError(_MSG_PURE)
+        return pure
     if accountant == "rdp":
-        return _rdp_epsilon(event, delta, adjacency)
+        return min(pure, _rdp_epsilon(event, delta, adjacency))
     if (multiplier := _as_one_gaussian(event, adjacency)) is not None:
         from dp_accounting import get_epsilon_gaussian
 
         # exact (Balle and Wang 2018), but for its own tolerance of 1e-12
-        return max(0.0, float(get_epsilon_gaussian(multiplier * (1 - 1e-9), delta)))
+        with _quiet():
+            found = float(get_epsilon_gaussian(multiplier * (1 - 1e-9), delta))
+        return found * (1 + 1e-11) + 4e-12 if found > 0 else 0.0
     if delta < _SMALLEST_DELTA:
+        if pure < math.inf:
+            return pure
         raise ValueError(
             f"`delta` = {delta:g} is below {_SMALLEST_DELTA:g}, where the truncated tails of privacy loss distributions inflate epsilon. Use "
             "`accountant='rdp'`, or a larger delta."
         )
-    return max(0.0, float(loss_distribution(event, adjacency, delta, interval).get_epsilon(delta)))
+    # a hair more, so that delta at the answer, whose digits may be kept by another tilt, is no larger
+    found = float(loss_distribution(event, adjacency, delta, interval).get_epsilon(delta)) * (1 + 1e-9)
+    return min(pure, max(0.0, found))
 
 
 @functools.lru_cache(maxsize=256)
 def _rdp_epsilon(event: "DpEvent", delta: float, adjacency: str) -> float:
-    account, coupling = renyi_accountant(event, adjacency)
     with _quiet():
-        return max(0.0, with_coupling(lambda d: float(account.get_epsilon(d)) if d > 0 else math.inf, delta, coupling))
+        curve = renyi_curve(event, adjacency)
+        return max(0.0, with_coupling(lambda d: curve.epsilon(d) if d > 0 else math.inf, delta, curve.coupling))
 
 
 def delta(
@@ -241,12 +248,31 @@ def delta(
     if accountant != "rdp":
         check_accountant(accountant, adjacency)
     event = strict(event)
+    if epsilon >= pure_epsilon(event, adjacency):
+        return 0.0
     if accountant == "rdp":
-        account, coupling = renyi_accountant(event, adjacency)
         with _quiet():
-            value = float(account.get_delta(epsilon)) + coupling * (1 + math.exp(min(epsilon, 700.0)))
+            curve = renyi_curve(event, adjacency)
+            value = curve.delta(epsilon) + curve.coupling * (1 + math.exp(min(epsilon, 700.0)))
     elif (multiplier := _as_one_gaussian(event, adjacency)) is not None:
         value = float(gaussian_profile(np.array([epsilon]), multiplier * (1 - 1e-9))[0])
     else:
         value = loss_distribution(event, adjacency).get_delta(epsilon)
+        for _ in range(3):  # the digits of small ones, once it is known how small
+            if is_monte_carlo(event) or not 0 < value < _ROUNDED:
+                break
+            last, value = value, min(value, loss_distribution(event, adjacency, value).get_delta(epsilon))
+            if value > 0.1 * last:
+                break
     return min(1.0, max(0.0, value))
+
+
+def deltas(event: "DpEvent", epsilons: np.ndarray, adjacency: Adjacency, accountant: AccountantName) -> np.ndarray:
+    r"""Upper bounds on $\delta$ at many $\varepsilon$, by one composition: without the digits of very small ones."""
+    event = strict(event)
+    if accountant == "rdp":
+        return np.array([delta(event, float(e), adjacency=adjacency, accountant=accountant) for e in epsilons])
+    if (multiplier := _as_one_gaussian(event, adjacency)) is not None:
+        return np.clip(gaussian_profile(epsilons, multiplier * (1 - 1e-9)), 0.0, 1.0)
+    distribution, pure = loss_distribution(event, adjacency), pure_epsilon(event, adjacency)
+    return np.array([0.0 if e >= pure else min(1.0, max(0.0, distribution.get_delta(float(e)))) for e in epsilons])

@@ -3,7 +3,8 @@ r"""Random allocation: a deterministic upper bound on the privacy loss of the me
 The ratio is $S = \frac1t \sum_j e^{u_j - a}$ with $u_j \sim N(0, 2a)$ independent under $Q$, and $2a = 1 / \sigma^2$. The deltas of both
 directions, $E_Q[(S - e^\varepsilon)_+]$ for removing and $E_Q[(1 - e^\varepsilon S)_+]$ for adding, are expectations of convex functions of $S$.
 So every replacement of a ratio by a spread of the same mean is an upper bound on both at once, and stays one when ratios are averaged: values
-are kept on a geometric grid, and one that falls between two points is split between them.
+are kept on a grid, and one that falls between two points is split between them. Ratios near one (much noise) live on an even grid, where a sum
+is a power of a Fourier transform; others on a geometric one.
 """
 
 import functools
@@ -12,12 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._distributions import LossDistribution, LossPmf, log_normal_mass, poisson_gaussian
+from ._distributions import LossDistribution, LossPmf, log_normal_mass, poisson_gaussian, transformed
 
 _REACH = 8.8  # standard deviations that a normal variable exceeds with probability 7e-19
 _DUST = 1e-19
-_POINTS = 80  # per standard deviation of the logarithm of the ratio
-_MOST_POINTS = 4_000
+_POINTS = 40  # per standard deviation of the logarithm of the ratio
+_MOST_POINTS = 2_000
+_MUCH = 2.0  # noise from which on ratios are near enough to one for an even grid
+_MOST_TRANSFORMED = 2**18
+_ROUNDING = 2e-13  # of a ratio
 
 
 class _Ratio(NamedTuple):
@@ -40,14 +44,62 @@ def random_allocation(noise_multiplier: float, bins: int, interval: float) -> Lo
     """
     if 0.5 / noise_multiplier**2 + _REACH / noise_multiplier > 600:
         return poisson_gaussian(noise_multiplier, 1.0, interval)  # ratios overflow; knowing the bin is an upper bound
-    return _on_grid(_mean_of(noise_multiplier, bins), interval)
+    if noise_multiplier >= _MUCH:
+        return _on_grid(*_even_mean(noise_multiplier, bins), interval)
+    # guesses come with wide grids, and a guess may do with fewer points
+    is_guess = interval > allocation_scale(noise_multiplier, bins)[0] / 40
+    ratio = _mean_of(noise_multiplier, bins, _POINTS // 4 if is_guess else _POINTS)
+    losses = (np.arange(len(ratio.mass)) + ratio.lowest) * ratio.step
+    return _on_grid(losses, ratio.mass, ratio.zero, ratio.infinite, interval)
+
+
+def allocation_scale(noise_multiplier: float, bins: int) -> tuple[float, float]:
+    """Standard deviation and extent of the privacy loss, for its grid."""
+    sigma = noise_multiplier
+    spread = math.sqrt(_log_variance(sigma, bins))
+    single = 1 / sigma**2 + 2 * _REACH / sigma
+    return min(spread, 1 / sigma), min(single, 60 * spread + 2 * math.log1p(math.exp(min(single, 700.0)) / bins))
 
 
 @functools.lru_cache(maxsize=32)
-def _mean_of(noise_multiplier: float, bins: int) -> _Ratio:
+def _even_mean(noise_multiplier: float, bins: int) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Losses, their masses under Q, and what sits at ratio 0 and at infinity, by one power of a transform."""
+    sigma = noise_multiplier
+    deviation = math.sqrt(math.expm1(sigma**-2))
+    step = deviation / max(24.0, min(512.0, _MOST_TRANSFORMED / (30 * math.sqrt(bins))))
+    shift, reach = 0.5 / sigma**2, 11.0
+    lowest = math.floor(math.expm1(-shift - reach / sigma) / step)
+    highest = math.ceil(math.expm1(reach / sigma - shift) / step)
+    offsets = np.arange(lowest, highest + 1) * step  # of the ratio from one
+    with np.errstate(divide="ignore", invalid="ignore"):
+        edges = np.log1p(np.maximum(offsets, -1.0)) * sigma  # as standard deviations, but for the shift
+        log_q, log_p = (log_normal_mass(edges + sign * shift * sigma) for sign in (1.0, -1.0))
+        q = np.exp(log_q)
+        up = np.clip(np.nan_to_num((np.expm1(log_p - log_q)[1:-1] - offsets[:-1]) / step), 0.0, 1.0)
+    mass = np.zeros(len(offsets))
+    mass[1:] += up * q[1:-1]
+    mass[:-1] += (1 - up) * q[1:-1]
+    mass[0] += q[0]
+    mass[-1] += q[-1]
+    pmf = LossPmf(step, lowest, mass, 0.0)
+    first, last = pmf._window(bins, _DUST**1.2)
+    size = last - first + 1
+    # both tails keep their digits under a tilt of their own
+    order = 6 / (deviation * math.sqrt(bins))
+    total = np.minimum.reduce([transformed([(pmf, bins)], first, size, tilt) for tilt in (0.0, order, -order)])
+    ratios = 1 + (np.arange(first, last + 1) + bins * lowest) * (step / bins)
+    positive = ratios > 0
+    zero = float(total[~positive].sum()) + _DUST
+    # outside of the single ratios' grid, and of the window, where the mean counts
+    return np.log(ratios[positive]), total[positive], zero, _DUST + bins * float(np.exp(log_p[-1]))
+
+
+@functools.lru_cache(maxsize=32)
+def _mean_of(noise_multiplier: float, bins: int, points: int) -> _Ratio:
     """Means of halves, from single ratios up: every level holds the two sizes, at most, that the next one averages."""
     sigma = noise_multiplier
-    points = _POINTS if bins > 8 else 3 * _POINTS
+    points = points if bins > 8 else 6 * points
+    most = _MOST_POINTS * points // _POINTS
     wanted = lambda size: min(1 / sigma, math.sqrt(_log_variance(sigma, size))) / points
     depth = (bins - 1).bit_length()
     step = wanted(1)
@@ -56,7 +108,7 @@ def _mean_of(noise_multiplier: float, bins: int) -> _Ratio:
         sizes = {bins >> level, -(-bins >> level)}
         longest = max(len(ratio.mass) for ratio in ratios.values())
         # the sum gets narrower as terms are added: a finer grid, by a whole factor, while it is affordable
-        finer = max(1, min(math.floor(step / wanted(min(sizes)) + 1e-9), _MOST_POINTS // longest))
+        finer = max(1, min(math.floor(step / wanted(min(sizes)) + 1e-9), most // longest))
         halves, step = ratios, step / finer
         ratios = {
             size: _single(sigma, step)
@@ -148,18 +200,21 @@ def _trim(ratio: _Ratio) -> _Ratio:
     return _Ratio(ratio.step, ratio.lowest + first, mass, zero, infinite)
 
 
-def _on_grid(ratio: _Ratio, interval: float) -> LossDistribution:
+def _on_grid(losses: np.ndarray, masses: np.ndarray, zero: float, infinite: float, interval: float) -> LossDistribution:
     """The privacy losses of the two directions, each value split once more between multiples of `interval`."""
-    losses = (np.arange(len(ratio.mass)) + ratio.lowest) * ratio.step
-    whole = np.floor(losses / interval).astype(np.int64)
-    up = np.clip(np.expm1(losses - whole * interval) / math.expm1(interval), 0.0, 1.0)
-    lowest, highest = int(whole[0]), int(whole[-1]) + 1
-    mass = np.bincount(whole - lowest, (1 - up) * ratio.mass, highest - lowest + 1)
-    mass += np.bincount(whole + 1 - lowest, up * ratio.mass, highest - lowest + 1)
-    grid = np.arange(lowest, highest + 1) * interval
-    removed = mass * np.exp(grid)
+    directions = []
+    for sign in (1.0, -1.0):
+        shifted = losses + sign * _ROUNDING
+        whole = np.floor(shifted / interval).astype(np.int64)
+        up = np.clip(np.expm1(shifted - whole * interval) / math.expm1(interval), 0.0, 1.0)
+        lowest, highest = int(whole[0]), int(whole[-1]) + 1
+        mass = np.bincount(whole - lowest, (1 - up) * masses, highest - lowest + 1)
+        mass += np.bincount(whole + 1 - lowest, up * masses, highest - lowest + 1)
+        directions.append((lowest, highest, mass))
+    (lowest, highest, mass), (_, _, other) = directions
+    removed = mass * np.exp(np.arange(lowest, highest + 1) * interval)
     # what rounding lost of the total counts as infinite
-    remove = LossPmf(interval, lowest, removed, max(ratio.infinite, 1 - float(removed.sum())))
+    remove = LossPmf(interval, lowest, removed, max(infinite, 1 - float(removed.sum())))
     return LossDistribution(
-        remove, LossPmf(interval, -highest, mass[::-1].copy(), max(ratio.zero, 1 - float(mass.sum())))
+        remove, LossPmf(interval, -directions[1][1], other[::-1].copy(), max(zero, 1 - float(other.sum())))
     )

@@ -9,23 +9,28 @@ def least_feasible(
     guess: float,
     *,
     tolerance: float,
-    slope: float = -1.0,
-    largest: float = 1e6,
-    smallest: float = 1e-6,
+    slope: float | None = None,
+    largest: float = 1e12,
+    smallest: float = 1e-12,
 ) -> float:
     r"""The smallest $x$, up to a relative `tolerance`, with `excess(x)` <= 0, for a decreasing function of $\log x$.
 
-    Secants on (log x, excess), kept inside the bracket. The answer has always been evaluated and found feasible.
+    Secants on (log x, excess), kept inside the bracket. The answer has always been evaluated and found feasible, and either a point that is
+    closer than `tolerance` below it was found infeasible, or the measured slope says that it would be.
 
     **Arguments:**
 
-    - `excess`: decreasing; for a budget, $\log(\varepsilon(x) / \varepsilon)$. It may be infinite.
+    - `excess`: decreasing; for a budget, $\log(\varepsilon(x) / \varepsilon)$. It may be infinite, of either sign.
     - `guess`: where to start.
     - `tolerance`: relative accuracy of $x$.
-    - `slope`: a guess at the derivative by $\log x$.
+    - `slope`: the derivative by $\log x$ near the guess, if it is known.
     - `largest`, `smallest`: the search gives up beyond.
+
+    **Raises:** `ValueError` if everything up to `largest` is infeasible, or everything down to `smallest` feasible.
     """
     low, high = None, None  # (log x, excess): infeasible, feasible
+    is_measured = slope is not None
+    slope = -1.0 if slope is None else slope
     x = math.log(guess)
     for _ in range(200):
         y = excess(math.exp(x))
@@ -37,20 +42,22 @@ def least_feasible(
             if high[0] - low[0] <= tolerance:
                 return math.exp(high[0])
             if math.isfinite(low[1]) and math.isfinite(high[1]):
-                slope = (high[1] - low[1]) / (high[0] - low[0])
+                slope, is_measured = (high[1] - low[1]) / (high[0] - low[0]), True
         elif x > math.log(largest) or x < math.log(smallest):
             break
-        if high is not None and -high[1] <= tolerance * 0.5 * abs(slope):
+        if high is not None and is_measured and -high[1] <= tolerance * 0.5 * abs(slope):
             return math.exp(high[0])
         x = _next(x, y, slope, low, high, tolerance)
-    if high is not None:
+    if high is not None and low is not None:
         return math.exp(high[0])
+    if high is not None:
+        raise ValueError(f"Every value down to {smallest:g} meets the budget: there is no least one.")
     raise ValueError(f"No value up to {largest:g} meets the budget.")
 
 
 def _next(x, y, slope, low, high, tolerance):
     aim = 0.25 * tolerance  # aim a little inside, so that the next point is feasible and close
-    step = -y / slope + aim if math.isfinite(y) else 2.0
+    step = -y / slope + aim if math.isfinite(y) else math.copysign(2.0, y)
     x = x + max(-2.0, min(2.0, step))
     if low is not None and high is not None:
         width = high[0] - low[0]
@@ -58,9 +65,9 @@ def _next(x, y, slope, low, high, tolerance):
         # a secant that hugs one end for long would stall; the ends are at least a tenth of the bracket away unless close
         return inside if abs(inside - x) < 0.5 * width else 0.5 * (low[0] + high[0])
     if low is None and high is not None:
-        return min(x, high[0] - tolerance)
+        return min(x, high[0] - 0.75 * tolerance)
     if high is None and low is not None:
-        return max(x, low[0] + tolerance)
+        return max(x, low[0] + 0.75 * tolerance)
     return x
 
 

@@ -44,6 +44,22 @@ def mixture_of_bins(noise_multiplier: float, gram: tuple[tuple[float, ...], ...]
     )
 
 
+def bins_scale(noise_multiplier: float, gram: tuple[tuple[float, ...], ...]) -> tuple[float, float]:
+    """Standard deviation and extent of the privacy loss, for its grid."""
+    matrix = np.maximum(np.array(gram, np.float64), 0.0)
+    largest = float(matrix.max())
+    if not largest > 0:
+        return 0.0, 0.0
+    sigma = noise_multiplier / math.sqrt(largest)
+    exponents = matrix / (largest * sigma**2)
+    top = float(exponents.max())
+    if top < 1:
+        log_variance = math.log1p(float(np.expm1(exponents).mean()))
+    else:
+        log_variance = top + math.log(float(np.exp(exponents - top).mean()))
+    return min(1 / sigma, math.sqrt(log_variance)), 1 / sigma**2 + 18 / sigma
+
+
 def _bands(matrix: np.ndarray) -> int:
     """How far apart, on the ring, bins must be for their inner products to vanish."""
     bins = len(matrix)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ._distributions import LossDistribution, from_profile
+from ._distributions import LossDistribution, LossPmf, gaussian_scale, poisson_gaussian
 
 _DUST = 1e-15
 
@@ -29,31 +29,46 @@ def fixed_size_gaussian(
     mechanism between sums $2 k$ apart: a replaced example moves a sum of vectors of norm 1 by up to 2. The bound is convex in
     $e^\varepsilon$ and that of a symmetric relation, so that a pair of distributions exists which has it as its profile and composes.
 
+    At $\varepsilon \ge 0$ the term of $k$ is $w_k / \eta$ times the profile of $(1 - \eta) N(0, \sigma^2) + \eta N(2 k, \sigma^2)$ against
+    $N(0, \sigma^2)$, so the positive losses are those of that mixture; the negative ones follow by symmetry, and what is left loses nothing.
+
     ??? cite "Reference"
 
         Balle, Barthe and Gaboardi, *Privacy amplification by subsampling: tight analyses via couplings and divergences*, NeurIPS 2018,
         theorems 9 and 10; Zhu, Dong and Wang, AISTATS 2022, proposition 10.
     """
     times, weights, rest = _participations(num_examples, batch_size, replace)
-    share = -math.expm1(batch_size * math.log1p(-1 / num_examples)) if replace else batch_size / num_examples
+    share = _share(num_examples, batch_size, replace)
+    positive, infinity = np.zeros(0), rest
+    for k, weight in zip(times, weights, strict=True):
+        pmf = poisson_gaussian(noise_multiplier / (2 * k), share, interval).remove
+        found = pmf.mass[max(0, 1 - pmf.lowest) :] * (weight / share)
+        longer, shorter = (positive, found) if len(positive) > len(found) else (found, positive)
+        positive = longer.copy()
+        positive[: len(shorter)] += shorter
+        infinity += pmf.infinity * (weight / share)
+    top = len(positive)
+    mass = np.zeros(2 * top + 1)
+    mass[top + 1 :] = positive
+    mass[:top] = (positive * np.exp(-interval * np.arange(1, top + 1)))[::-1]
+    mass[top] = max(0.0, 1.0 - infinity - float(mass.sum()))
+    pmf = LossPmf(interval, -top, mass, infinity)
+    return LossDistribution(pmf, pmf)
+
+
+def fixed_size_scale(num_examples: int, batch_size: int, noise_multiplier: float, replace: bool) -> tuple[float, float]:
+    """Standard deviation and extent of the privacy loss, for its grid."""
+    share = _share(num_examples, batch_size, replace)
+    most = _participations(num_examples, batch_size, replace)[0][-1]
+    spread, _ = gaussian_scale(noise_multiplier / 2, share, False)
+    return spread, 2 * gaussian_scale(noise_multiplier / (2 * most), share, False)[1]
+
+
+def _share(num_examples: int, batch_size: int, replace: bool) -> float:
+    """The probability that an example is in a batch at all."""
     if num_examples == 1:
-        share = 1.0
-
-    def profile(epsilons: np.ndarray) -> np.ndarray:
-        # e^base = 1 + (e^epsilon - 1) / eta
-        base = np.where(epsilons < 1, np.log1p(np.expm1(epsilons) / share), epsilons - math.log(share))
-        large = epsilons >= 1
-        base[large] += np.log1p((share - 1) * np.exp(-epsilons[large]))
-        total = np.full(len(epsilons), rest)
-        for k, weight in zip(times, weights, strict=True):
-            total += weight * gaussian_profile(base, noise_multiplier / (2 * k))
-        return total
-
-    # beyond the largest loss of the most frequent group that counts, what is left of delta counts as infinite
-    high = 1.0
-    while profile(np.array([high]))[0] > max(_DUST, 1.01 * rest) and high < 2e3:
-        high *= 1.25
-    return from_profile(profile, high, interval)
+        return 1.0
+    return -math.expm1(batch_size * math.log1p(-1 / num_examples)) if replace else batch_size / num_examples
 
 
 def _participations(num_examples: int, batch_size: int, replace: bool) -> tuple[list[int], list[float], float]:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ._distributions import LossDistribution, connect, log_normal_mass
+from ._distributions import LossDistribution, connect, dots, log_normal_mass, spread_of
 
 _DUST = 4e-18
 
@@ -13,19 +13,39 @@ def binomial_gaussian(
     noise_multiplier: float, sampling_probability: float, size: int, interval: float
 ) -> LossDistribution:
     r"""$\sum_k \binom{K}{k} q^k (1 - q)^{K - k} N(k, \sigma^2)$ against $N(0, \sigma^2)$: a group of $K$, each sampled with probability $q$."""
-    from scipy.stats import binom, norm
+    from scipy.stats import binom
 
-    sigma = noise_multiplier
     present = np.arange(size + 1.0)
     log_weights = np.asarray(binom.logpmf(present, size, sampling_probability))
-    present, log_weights = present[np.isfinite(log_weights)], log_weights[np.isfinite(log_weights)]
+    return mixture_gaussian(noise_multiplier, present, log_weights, interval)
+
+
+def mixture_scale(standard_deviation: float, places: np.ndarray, log_weights: np.ndarray) -> tuple[float, float]:
+    """Standard deviation and extent of the privacy loss, for its grid."""
+    sigma = standard_deviation
+    ratio = lambda x: np.logaddexp.reduce(
+        log_weights[:, None] + places[:, None] * (2 * x - places[:, None]) / (2 * sigma**2)
+    )
+    sides = (list(zip(np.exp(log_weights).tolist(), places.tolist(), strict=True)), [(1.0, 0.0)])
+    low, high = ratio(np.array([-8.5 * sigma, float(places.max()) + 8.5 * sigma])).tolist()
+    return max(spread_of(ratio, sigma, side)[1] for side in sides), high - low
+
+
+def mixture_gaussian(
+    standard_deviation: float, places: np.ndarray, log_weights: np.ndarray, interval: float
+) -> LossDistribution:
+    r"""$\sum_k w_k N(c_k, \sigma^2)$ against $N(0, \sigma^2)$, for ascending $c_k \ge 0$."""
+    from scipy.stats import norm
+
+    sigma = standard_deviation
+    present, log_weights = places[np.isfinite(log_weights)], log_weights[np.isfinite(log_weights)]
 
     def log_terms(x: np.ndarray) -> np.ndarray:
         return log_weights[:, None] + present[:, None] * (2 * x - present[:, None]) / (2 * sigma**2)
 
     ratio = lambda x: float(np.logaddexp.reduce(log_terms(np.array([x]))[:, 0]))
     tail = lambda x: float(np.dot(np.exp(log_weights), norm.sf((x - present) / sigma)))
-    low, high = 0.0, size + 9 * sigma
+    low, high = 0.0, float(present[-1]) + 10 * sigma
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if tail(middle) > _DUST else (low, middle)
@@ -58,4 +78,6 @@ def binomial_gaussian(
         return log_p, log_normal_mass(edges / sigma)
 
     with np.errstate(all="ignore"):
-        return connect(masses, lowest, highest, interval)
+        # the loss is no steeper than that of the farthest place alone
+        widest = float(present[-1]) / (80 * sigma)
+        return connect(masses, lowest, highest, interval, dots(lowest, highest, interval, 0.0, widest))

@@ -6,31 +6,40 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._allocation import random_allocation
-from ._correlated_bins import mixture_of_bins
+from ._allocation import allocation_scale, random_allocation
+from ._correlated_bins import bins_scale, mixture_of_bins
 from ._distributions import (
+    Aim,
     LossDistribution,
     LossPmf,
     from_dp_accounting,
+    gaussian_scale,
+    laplace_epsilon,
+    laplace_scale,
     mixture,
     nothing,
     poisson_gaussian,
     poisson_gaussian_replaced,
+    poisson_laplace,
 )
 from ._event_tree import canonical, composed, parts
-from ._fixed_size import fixed_size_gaussian
+from ._fixed_size import fixed_size_gaussian, fixed_size_scale
+from ._mixtures import mixture_gaussian, mixture_scale
 from ._monte_carlo import min_sep_distribution, samples_for
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-_COARSER = 16
+_POINTS = 100  # of the grid, in a standard deviation of one step's loss
+_FEW = 16  # steps up to which a finer grid costs little
+_LARGEST = 2**18  # points of the grid of one step
+_WIDEST = 2.0**-6  # of the grid on which the losses of foreign events are measured
 
 _MSG_PRESENCE = (
     "{name} can be accounted for only where one unit is added, removed or emptied: the pair of distributions that dominates it is known for "
     "`adjacency='add_or_remove_one'` and `'replace_special'`, not for {adjacency!r}."
 )
-_MSG_FIXED_SIZE = (
+MSG_FIXED_SIZE = (
     "Sampling of a fixed size can be accounted for with `adjacency='replace_one'` or `'replace_special'`: the batches of everybody depend on how "
     "many examples there are, so none can be added or removed."
 )
@@ -44,94 +53,325 @@ def relation(adjacency: str) -> Any:
 
 
 def strict(event: Any) -> Any:
-    """The same event with Python numbers throughout and Gaussians on one sample folded into one: dp_accounting's Rényi accountant drops such a
-    composition where its multiplier is not a `float`, and its other one does not know it."""
+    """The same event with Python numbers throughout, checked, in forms of which a bound is known: whatever accounts for an event, accounts for
+    this one.
+
+    Gaussians on one sample are folded into one: dp_accounting's Rényi accountant drops such a composition where its multiplier is not a `float`,
+    and its other one does not know it. Batches of a fixed size become the event of dpx, which takes the sensitivity of replacement for what it
+    is. A mechanism without noise is not private, and one with infinite noise says nothing.
+    """
+    return _strict(canonical(event))
+
+
+def _strict(event: Any) -> Any:
     import dp_accounting as da
 
-    from .._events import CoupledDpEvent, GaussianMixtureOfBinsDpEvent
+    from .. import _events
 
     match event:
         case da.SelfComposedDpEvent():
-            return da.SelfComposedDpEvent(strict(event.event), int(event.count))
+            return da.SelfComposedDpEvent(_strict(event.event), event.count)
         case da.ComposedDpEvent():
-            return da.ComposedDpEvent(tuple(strict(e) for e in event.events))  # pyright: ignore[reportArgumentType]
-        case CoupledDpEvent():
-            return CoupledDpEvent(strict(event.event), float(event.failure_probability))
-        case da.PoissonSampledDpEvent(event=da.SelfComposedDpEvent() | da.ComposedDpEvent()):
-            return da.PoissonSampledDpEvent(float(event.sampling_probability), _folded(event.event))
-        case da.SampledWithoutReplacementDpEvent(event=da.SelfComposedDpEvent() | da.ComposedDpEvent()):
-            size, sample = int(event.source_dataset_size), int(event.sample_size)
-            return da.SampledWithoutReplacementDpEvent(size, sample, _folded(event.event))
-        case GaussianMixtureOfBinsDpEvent():
-            gram = tuple(map(tuple, np.asarray(event.gram, np.float64).tolist()))
-            return GaussianMixtureOfBinsDpEvent(float(event.noise_multiplier), gram)
-    return canonical(event)
+            return da.ComposedDpEvent(tuple(_strict(e) for e in event.events))  # pyright: ignore[reportArgumentType]
+        case _events.CoupledDpEvent():
+            _check(event.failure_probability <= 1, event, "`failure_probability` must be at most 1")
+            return _events.CoupledDpEvent(_strict(event.event), event.failure_probability)
+        case da.dp_event.RepeatAndSelectDpEvent():
+            is_mean = 0 < event.mean < math.inf if math.isinf(event.shape) else 1 <= event.mean < math.inf
+            _check(is_mean, event, "`mean` must be finite and at least 1, or above 0 for a Poisson number of runs")
+            return da.dp_event.RepeatAndSelectDpEvent(_strict(event.event), event.mean, event.shape)
+        case da.PoissonSampledDpEvent():
+            return _strict_poisson(event)
+        case da.SampledWithoutReplacementDpEvent() | da.dp_event.SampledWithReplacementDpEvent():
+            return _strict_fixed_size(event)
+        case da.GaussianDpEvent() | da.LaplaceDpEvent():
+            return _with_noise(event, event.noise_multiplier)
+        case da.dp_event.DiscreteLaplaceDpEvent():
+            # the parameter is the rate of decay, which no distribution has at 0
+            if event.sensitivity == 0:
+                return da.NoOpDpEvent()
+            return event if 0 < event.noise_parameter < math.inf else da.NonPrivateDpEvent()
+        case da.RandomizedResponseDpEvent():
+            _check(event.noise_parameter <= 1, event, "`noise_parameter` must be a probability")
+            _check(event.num_buckets >= 1, event, "`num_buckets` must be at least 1")
+            if event.num_buckets == 1:
+                return da.NoOpDpEvent()
+            return da.NonPrivateDpEvent() if event.noise_parameter == 0 else event
+        case da.dp_event.MixtureOfGaussiansDpEvent():
+            _check(0 < len(event.sensitivities) == len(event.sampling_probs), event, "as many of one as of the other")
+            _check(abs(math.fsum(event.sampling_probs) - 1) < 1e-9, event, "`sampling_probs` must sum to 1")
+            _check(max(event.sensitivities) < math.inf, event, "`sensitivities` must be finite")
+            if max(event.sensitivities) == 0:
+                return da.NoOpDpEvent()
+            return _with_noise(event, event.standard_deviation)
+        case da.TruncatedSubsampledGaussianDpEvent():
+            _check(event.sampling_probability <= 1, event, "`sampling_probability` must be at most 1")
+            if 0 in (event.dataset_size, event.sampling_probability, event.truncated_batch_size):
+                return da.NoOpDpEvent()  # nobody's data is used
+            return _with_noise(event, event.noise_multiplier)
+        case _events.RandomAllocationDpEvent():
+            _check(event.bins >= 1, event, "`bins` must be at least 1")
+            gaussian = _strict(da.GaussianDpEvent(event.noise_multiplier))
+            return event if event.bins > 1 and isinstance(gaussian, da.GaussianDpEvent) else gaussian
+        case _events.FixedSizeSampledGaussianDpEvent():
+            _check(event.num_examples >= 1, event, "`num_examples` must be at least 1")
+            _check(event.replace or event.batch_size <= event.num_examples, event, "a batch has at most all examples")
+            if event.batch_size == 0:
+                return da.NoOpDpEvent()
+            return _with_noise(event, event.noise_multiplier)
+        case _events.GaussianMixtureOfBinsDpEvent():
+            gram = np.asarray(event.gram)
+            is_square = gram.ndim == 2 and 0 < len(gram) == gram.shape[1]
+            _check(is_square and bool(np.all(np.isfinite(gram))), event, "`gram` must be square and finite")
+            is_gram = bool(gram.max() <= gram.diagonal().max() * (1 + 1e-9))
+            _check(is_gram, event, "the largest inner product is on the diagonal")
+            return _with_noise(event, event.noise_multiplier)
+        case _events.MinSepSampledDpEvent():
+            _check(0 < event.sampling_probability <= 1, event, "`sampling_probability` must be above 0 and at most 1")
+            _check(0 < len(event.coefficients) <= event.min_separation, event, "at most `min_separation` coefficients")
+            return event if event.steps else da.NoOpDpEvent()
+    return event
+
+
+def _strict_poisson(event: Any) -> Any:
+    import dp_accounting as da
+
+    _check(event.sampling_probability <= 1, event, "`sampling_probability` must be at most 1")
+    if event.sampling_probability == 0:
+        return da.NoOpDpEvent()
+    inner = _strict(event.event)
+    if isinstance(inner, da.SelfComposedDpEvent | da.ComposedDpEvent):
+        inner = _folded(inner)
+    if event.sampling_probability == 1 or isinstance(inner, da.NoOpDpEvent | da.NonPrivateDpEvent):
+        return inner
+    return da.PoissonSampledDpEvent(event.sampling_probability, inner)
+
+
+def _strict_fixed_size(event: Any) -> Any:
+    import dp_accounting as da
+
+    from .._events import FixedSizeSampledGaussianDpEvent
+
+    replace = isinstance(event, da.dp_event.SampledWithReplacementDpEvent)
+    inner = _folded(_strict(event.event))
+    if isinstance(inner, da.NoOpDpEvent | da.NonPrivateDpEvent):
+        return inner
+    if not isinstance(inner, da.GaussianDpEvent):
+        raise ValueError(
+            f"Batches of a fixed size can be accounted for with Gaussian noise only; got {inner}. Use Poisson sampling."
+        )
+    size, sample = event.source_dataset_size, event.sample_size
+    return _strict(FixedSizeSampledGaussianDpEvent(size, sample, inner.noise_multiplier, replace))
+
+
+def _with_noise(event: Any, noise: float) -> Any:
+    import dp_accounting as da
+
+    if noise == math.inf:
+        return da.NoOpDpEvent()
+    return da.NonPrivateDpEvent() if noise == 0 else event
+
+
+def _check(holds: bool, event: Any, message: str) -> None:
+    if not holds:
+        raise ValueError(f"`{event}` is no mechanism: {message}.")
 
 
 def _folded(event: Any) -> Any:
     """A composition as one event: Gaussians are together exactly one Gaussian, of the sum of their precisions."""
     import dp_accounting as da
 
-    pairs = parts(canonical(event))
-    if not all(isinstance(part, da.GaussianDpEvent) and part.noise_multiplier > 0 for part, _ in pairs):
+    pairs = parts(event)
+    if len(pairs) == 1 and pairs[0][1] == 1:
+        return pairs[0][0]
+    if any(isinstance(part, da.NonPrivateDpEvent) for part, _ in pairs):
+        return da.NonPrivateDpEvent()
+    if not all(isinstance(part, da.GaussianDpEvent) for part, _ in pairs):
         return composed(pairs)
     total = math.fsum(count * part.noise_multiplier**-2 for part, count in pairs)
     return da.GaussianDpEvent(total**-0.5 * (1 - 1e-14)) if total else da.NoOpDpEvent()
 
 
-def has_truncation(event: Any) -> bool:
-    """Whether batches are cut somewhere in `event`."""
+def pure_epsilon(event: Any, adjacency: str) -> float:
+    """The epsilon of pure differential privacy of a strict event, whatever its delta; infinite where it has none."""
+    return math.fsum(count * _pure(part, adjacency) for part, count in parts(event))
+
+
+def _pure(event: Any, adjacency: str) -> float:
     import dp_accounting as da
 
-    return any(isinstance(part, da.TruncatedSubsampledGaussianDpEvent) for part, _ in parts(event))
+    is_replaced = adjacency == "replace_one"
+    match event:
+        case da.LaplaceDpEvent():
+            # what is replaced moves a sum twice as far
+            return laplace_epsilon(event.noise_multiplier / (2 if is_replaced else 1))
+        case da.PoissonSampledDpEvent(event=da.LaplaceDpEvent(noise_multiplier=b)) if not is_replaced:
+            return laplace_epsilon(b, event.sampling_probability)
+        case da.dp_event.DiscreteLaplaceDpEvent() if not is_replaced:
+            return event.noise_parameter * event.sensitivity * (1 + 1e-15)
+        case da.RandomizedResponseDpEvent() if is_replaced:
+            return math.log1p((1 - event.noise_parameter) * event.num_buckets / event.noise_parameter) * (1 + 1e-15)
+    return math.inf
 
 
 def surrogate(event: Any) -> Any:
-    """An event that Rényi accounting knows and that costs about as much, which only guesses are made from: where to look, how fine."""
+    """An event without simulation that costs about as much, from which guesses are made of where to look."""
     import dp_accounting as da
 
     from .. import _events
 
-    def sampled(probability: float, multiplier: float, count: int) -> Any:
-        gaussian = da.GaussianDpEvent(multiplier)
-        once = da.PoissonSampledDpEvent(probability, gaussian) if probability < 1 else gaussian
-        return da.SelfComposedDpEvent(once, count)
+    def one(event: Any, count: int) -> list[Any]:
+        match event:
+            case _events.CoupledDpEvent():
+                return [da.SelfComposedDpEvent(surrogate(event.event), count)]
+            case _events.MinSepSampledDpEvent():
+                share, turns = _turns(event)
+                gaussian = da.GaussianDpEvent(event.noise_multiplier)
+                once = da.PoissonSampledDpEvent(share, gaussian) if share < 1 else gaussian
+                return [da.SelfComposedDpEvent(once, count * turns)]
+        return [da.SelfComposedDpEvent(event, count)]
 
-    match event:
-        case da.SelfComposedDpEvent():
-            return da.SelfComposedDpEvent(surrogate(event.event), event.count)
-        case da.ComposedDpEvent():
-            return da.ComposedDpEvent(tuple(surrogate(e) for e in event.events))  # pyright: ignore[reportArgumentType]
-        case _events.CoupledDpEvent():
-            return surrogate(event.event)
-        case da.PoissonSampledDpEvent(event=da.dp_event.ZCDpEvent(rho=rho)) if rho > 0:
-            return sampled(event.sampling_probability, (2 * rho) ** -0.5, 1)
-        case da.TruncatedSubsampledGaussianDpEvent():
-            return sampled(event.sampling_probability, event.noise_multiplier, 1)
-        case _events.RandomAllocationDpEvent():
-            return sampled(1 / event.bins, event.noise_multiplier, event.bins)
-        case _events.FixedSizeSampledGaussianDpEvent():
-            return sampled(event.batch_size / event.num_examples, event.noise_multiplier / 2, 1)
-        case _events.GaussianMixtureOfBinsDpEvent():
-            bins = max(1, len(event.gram) // max(1, sum(g > 1e-3 for g in event.gram[0])))
-            return sampled(1 / bins, event.noise_multiplier, bins)
-        case _events.MinSepSampledDpEvent():
-            p, separation = event.sampling_probability, event.min_separation
-            share = separation * p / (1 + (separation - 1) * p)
-            return sampled(share, event.noise_multiplier, -(-event.steps // separation))
-    return event
+    found = [e for part, count in parts(event) for e in one(part, count)]
+    return composed(parts(da.ComposedDpEvent(found)))
 
 
-def distribution_of(event: "DpEvent", adjacency: str, interval: float, samples: int | None = None) -> LossDistribution:
-    """The pessimistic privacy loss of `event`, whose numbers are Python's; raises `ValueError` where none is known.
+def _turns(event: Any) -> tuple[float, int]:
+    """In how many turns, and with what probability in each, b-min-sep sampling takes a unit, about."""
+    p, separation = event.sampling_probability, event.min_separation
+    return separation * p / (1 + (separation - 1) * p), -(-event.steps // separation)
 
-    `samples` of what is simulated are drawn, by default enough for a delta of 1e-4.
+
+def distribution_of(
+    event: "DpEvent",
+    adjacency: str,
+    interval: float | None = None,
+    aim: float | None = None,
+    coarser: int = 1,
+    samples: int | None = None,
+) -> LossDistribution:
+    r"""The pessimistic privacy loss of a strict `event`; raises `ValueError` where none is known.
+
+    **Arguments:**
+
+    - `interval`: width of the grid of all losses, instead of a hundredth of each one's standard deviation.
+    - `aim`: the delta that questions will be about, whose digits must survive composition.
+    - `coarser`: a factor on the width of the grid, for guesses.
+    - `samples`: how many are drawn of what is simulated; by default enough for a delta of 1e-4.
     """
-    total = nothing(interval)
-    for part, count in parts(composed(parts(event))):
-        run = _one(part, adjacency, interval, samples).self_compose(count)
-        total = run if total is nothing(interval) else total.compose(run)
-    return total
+    pairs = parts(composed(parts(event)))
+    from .._events import CoupledDpEvent
+
+    def width(part: Any, count: int) -> float:
+        is_few = count <= _FEW and not isinstance(part, CoupledDpEvent)  # whose event may be many
+        return interval or coarser * interval_of(part, adjacency) / (4 if is_few else 1)
+
+    leaves = [(_one(part, adjacency, width(part, count), samples), count) for part, count in pairs]
+    if any(leaf.remove.infinity >= 1 for leaf, _ in leaves):
+        return _infinite(interval or _WIDEST)
+    where = _aim(leaves, aim)
+    total = None
+    # the finest grids first: every one is widened once
+    for leaf, count in sorted(leaves, key=lambda pair: pair[0].remove.interval):
+        run = leaf.self_compose(count, where)
+        total = run if total is None else total.compose(run, where)
+    return nothing(interval or _WIDEST) if total is None else total
+
+
+def _aim(leaves: list[tuple[LossDistribution, int]], delta: float | None) -> Aim:
+    r"""The tilt under which Chernoff's bound on the tail, $e^{K(\theta) - \theta K'(\theta)}$, is `delta`."""
+    count = sum(count for _, count in leaves)
+    if delta is None or not delta > 0:
+        return Aim()
+    tail = min(1e-15, 1e-6 * delta)
+    # a single transform keeps about this much
+    if len(leaves) == count == 1 or 1e-11 * count < 1e-6 * delta:
+        return Aim(0.0, tail)
+
+    def bound(order: float) -> float:
+        total = 0.0
+        for leaf, count in leaves:
+            moment, mean = leaf.remove.log_moment(order)
+            total += count * (moment - order * mean)
+        return total
+
+    low, high = 0.0, 1e-6
+    while bound(high) > math.log(delta) and high < 1e12:
+        low, high = high, 4 * high
+    for _ in range(6):  # roughly is enough
+        middle = math.sqrt(low * high) if low else high / 2
+        low, high = (middle, high) if bound(middle) > math.log(delta) else (low, middle)
+    return Aim(high, tail)
+
+
+@functools.lru_cache(maxsize=512)
+def interval_of(event: Any, adjacency: str) -> float:
+    """The width of the grid for the losses of one event: a power of two, so that all grids fit each other."""
+    scale = _scale(event, adjacency)
+    if scale is None:
+        return _measured_interval(event, adjacency)
+    spread, extent = scale
+    return _power_of_two(max(spread / _POINTS, extent / _LARGEST))
+
+
+def _power_of_two(width: float) -> float:
+    return 2.0 ** math.floor(math.log2(width)) if 0 < width < math.inf else _WIDEST
+
+
+def _scale(event: Any, adjacency: str) -> tuple[float, float] | None:
+    """Standard deviation and extent of the losses of an event, by formula; None where it must be measured."""
+    import dp_accounting as da
+
+    from .. import _events
+
+    is_replaced = adjacency == "replace_one"
+    match event:
+        case da.GaussianDpEvent():
+            return gaussian_scale(event.noise_multiplier / (2 if is_replaced else 1), 1.0, False)
+        case da.PoissonSampledDpEvent(event=da.GaussianDpEvent(noise_multiplier=multiplier)):
+            return gaussian_scale(multiplier, event.sampling_probability, is_replaced)
+        case da.LaplaceDpEvent():
+            return laplace_scale(event.noise_multiplier / (2 if is_replaced else 1), 1.0)
+        case da.PoissonSampledDpEvent(event=da.LaplaceDpEvent(noise_multiplier=b)):
+            return laplace_scale(b, event.sampling_probability)
+        case da.dp_event.MixtureOfGaussiansDpEvent():
+            return mixture_scale(event.standard_deviation, *_mixture(event))
+        case da.TruncatedSubsampledGaussianDpEvent():
+            q, multiplier = event.sampling_probability, event.noise_multiplier
+            spread, extent = gaussian_scale(multiplier, q, is_replaced)
+            for size in _sizes(event):
+                cut, kept = _cut(event, size)
+                if cut > 0:
+                    wide, reach = gaussian_scale(multiplier / 2, kept, adjacency != "add_or_remove_one")
+                    spread, extent = max(spread, math.hypot(spread, math.sqrt(cut) * wide)), max(extent, reach)
+            return spread, extent
+        case _events.RandomAllocationDpEvent():
+            return allocation_scale(event.noise_multiplier, event.bins)
+        case _events.GaussianMixtureOfBinsDpEvent():
+            return bins_scale(event.noise_multiplier, event.gram)
+        case _events.MinSepSampledDpEvent():
+            share, turns = _turns(event)
+            spread, extent = gaussian_scale(event.noise_multiplier, share, False)
+            return spread * math.sqrt(turns), min(extent * turns, 2048.0)
+        case _events.FixedSizeSampledGaussianDpEvent():
+            return fixed_size_scale(event.num_examples, event.batch_size, event.noise_multiplier, event.replace)
+    return None
+
+
+def _measured_interval(event: Any, adjacency: str) -> float:
+    """The width of the grid for an event without a formula: finer until it resolves what it measures."""
+    from .. import _events
+
+    if isinstance(event, _events.CoupledDpEvent):
+        return min((interval_of(part, adjacency) for part, _ in parts(event.event)), default=_WIDEST)
+    interval = _WIDEST
+    while interval > 1e-9:
+        found = _one(event, adjacency, interval)
+        spread = min(found.remove.standard_deviation, found.add.standard_deviation)
+        # dp_accounting's grids are dense
+        if interval * 20 <= spread or not spread > 0 or len(found.remove.mass) > 5e4:
+            break
+        interval /= 4
+    return interval
 
 
 @functools.lru_cache(maxsize=32)
@@ -140,22 +380,25 @@ def _one(event: Any, adjacency: str, interval: float, samples: int | None = None
 
     from .. import _events
 
+    is_replaced = adjacency == "replace_one"
     match event:
         case da.NonPrivateDpEvent():
             return _infinite(interval)
         case da.GaussianDpEvent():
-            multiplier = event.noise_multiplier / (2 if adjacency == "replace_one" else 1)
             # a Gaussian's losses in either direction have one distribution
-            return _symmetric(poisson_gaussian(multiplier, 1.0, interval)) if multiplier > 0 else _infinite(interval)
-        case da.PoissonSampledDpEvent(event=da.GaussianDpEvent(noise_multiplier=multiplier)) if (
-            0 < event.sampling_probability < 1 and multiplier > 0
-        ):
-            build = poisson_gaussian_replaced if adjacency == "replace_one" else poisson_gaussian
+            return _symmetric(poisson_gaussian(event.noise_multiplier / (2 if is_replaced else 1), 1.0, interval))
+        case da.PoissonSampledDpEvent(event=da.GaussianDpEvent(noise_multiplier=multiplier)):
+            build = poisson_gaussian_replaced if is_replaced else poisson_gaussian
             return build(multiplier, event.sampling_probability, interval)
-        case da.PoissonSampledDpEvent(sampling_probability=1.0):
-            return distribution_of(event.event, adjacency, interval, samples)
-        case da.TruncatedSubsampledGaussianDpEvent() if event.noise_multiplier > 0 and event.sampling_probability > 0:
-            return _truncated(event, adjacency, interval)
+        case da.LaplaceDpEvent():
+            return _symmetric(poisson_laplace(event.noise_multiplier / (2 if is_replaced else 1), 1.0, interval))
+        case da.PoissonSampledDpEvent(event=da.LaplaceDpEvent(noise_multiplier=b)) if not is_replaced:
+            return poisson_laplace(b, event.sampling_probability, interval)
+        case da.dp_event.MixtureOfGaussiansDpEvent() if not is_replaced:
+            return mixture_gaussian(event.standard_deviation, *_mixture(event), interval)
+        case da.TruncatedSubsampledGaussianDpEvent():
+            larger, smaller = (_truncated(event, size, adjacency, interval) for size in _sizes(event))
+            return larger if smaller is larger else LossDistribution(larger.remove, larger.add, 0.0, smaller)
         case _events.RandomAllocationDpEvent():
             _need_presence("Random allocation", adjacency)
             return random_allocation(event.noise_multiplier, event.bins, interval)
@@ -164,13 +407,14 @@ def _one(event: Any, adjacency: str, interval: float, samples: int | None = None
             return mixture_of_bins(float(event.noise_multiplier), event.gram, interval)
         case _events.FixedSizeSampledGaussianDpEvent():
             if adjacency == "add_or_remove_one":
-                raise ValueError(_MSG_FIXED_SIZE)
+                raise ValueError(MSG_FIXED_SIZE)
             return fixed_size_gaussian(
                 event.num_examples, event.batch_size, event.noise_multiplier, event.replace, interval
             )
         case _events.CoupledDpEvent():
-            inner = distribution_of(event.event, adjacency, interval, samples)
-            return LossDistribution(inner.remove, inner.add, inner.coupling + event.failure_probability)
+            inner = distribution_of(event.event, adjacency, interval, samples=samples)
+            failure = inner.coupling + event.failure_probability
+            return LossDistribution(inner.remove, inner.add, failure, inner.other)
         case _events.MinSepSampledDpEvent():
             return min_sep_distribution(event, adjacency, interval, samples or samples_for(1e-4))
     from dp_accounting.pld import PLDAccountant
@@ -198,33 +442,56 @@ def _symmetric(distribution: LossDistribution) -> LossDistribution:
     return LossDistribution(distribution.remove, distribution.remove)
 
 
-def _truncated(event: Any, adjacency: str, interval: float) -> LossDistribution:
-    """Poisson sampling where the batch is not cut, and where it is, at worst a replacement at twice the distance.
+def _mixture(event: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending places and the logarithms of their weights."""
+    places, index = np.unique(np.asarray(event.sensitivities, np.float64), return_inverse=True)
+    weights = np.bincount(index, event.sampling_probs, len(places))
+    return places[weights > 0], np.log(weights[weights > 0] / weights.sum())
 
-    The numbers are those of `dp_accounting.pld.privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism`; the losses of batches
-    that are cut, wide and rare, live on a coarser grid, which costs a fraction of the time and is pessimistic all the same.
-    """
-    import dp_accounting as da
+
+def _sizes(event: Any) -> tuple[int, int]:
+    """Sizes of the larger of two neighbouring data sets: that of the event, which counts who is added, and without."""
+    return event.dataset_size, max(1, event.dataset_size - 1)
+
+
+def _cut(event: Any, size: int) -> tuple[float, float]:
+    """The probability that a batch is cut, given that the example was sampled, and that it is sampled and kept, given that it is cut."""
     from scipy.stats import binom
 
-    size, q, most, multiplier = (
-        event.dataset_size,
-        event.sampling_probability,
-        event.truncated_batch_size,
-        event.noise_multiplier,
-    )
-    uncut = _one(da.PoissonSampledDpEvent(q, da.GaussianDpEvent(multiplier)), adjacency, interval)
-    # that a batch is cut, given that the example was sampled, and that it is kept, given that it is cut
+    most, q = event.truncated_batch_size, event.sampling_probability
     cut = float(binom.sf(most - 1, size - 1, q))
     if cut == 0:
-        return uncut
+        return 0.0, 0.0
     kept = float(binom.sf(most, size, q)) * most / cut / size
-    replaced = da.PoissonSampledDpEvent(kept, da.GaussianDpEvent(multiplier / 2))
-    coarse = _one(replaced, "replace_one", _COARSER * interval)
-    directions = []
-    for plain, wide in ((uncut.remove, coarse.remove), (uncut.add, coarse.add)):
-        mass = np.zeros(_COARSER * (len(wide.mass) - 1) + 1)
-        mass[::_COARSER] = wide.mass
-        fine = LossPmf(interval, _COARSER * wide.lowest, mass, wide.infinity)
-        directions.append(mixture([(1 - cut, plain), (cut, fine)]))
-    return LossDistribution(*directions)
+    # less than with the fewest others, even where both probabilities are too small for floats
+    return cut, min(kept or 1.0, q * most / (most + 1))
+
+
+def _truncated(event: Any, size: int, adjacency: str, interval: float) -> LossDistribution:
+    r"""Poisson sampling where the batch is not cut, and where it is, at worst an exchange for another example at twice the distance.
+
+    `size` examples are in the larger of two neighbouring data sets. Of the others $Y \sim \text{Bin}(\text{size} - 1, q)$ are sampled, whatever
+    the example does. If $Y$ is less than the largest batch $B$, nothing is cut. Otherwise the batch is full with or without the example. With
+    probability $q B / (Y + 1)$ the example is in it, in the place of another, drawn at random: a mixture of $N(0)$ and $N(u)$, $|u| \le 2$, against
+    $N(0)$ if the example is not there at all, and against a mixture of $N(0)$ and $N(w)$, $|w| \le 2$, if it is another. More examples are cut
+    more often, but keep a place less often: neither of two sizes dominates the other, so that both must be asked.
+
+    ??? cite "Reference"
+
+        Ganesh et al., *Scaling up DP-SGD*, 2025 (arXiv:2508.15089).
+    """
+    import dp_accounting as da
+
+    sampled = lambda q, sigma: (
+        da.GaussianDpEvent(sigma) if q == 1 else da.PoissonSampledDpEvent(q, da.GaussianDpEvent(sigma))
+    )
+    multiplier = event.noise_multiplier
+    uncut = _one(sampled(event.sampling_probability, multiplier), adjacency, interval)
+    cut, kept = _cut(event, size)
+    if cut == 0:
+        return uncut
+    moved = "add_or_remove_one" if adjacency == "add_or_remove_one" else "replace_one"
+    wide = _one(sampled(kept, multiplier / 2), moved, interval)
+    return LossDistribution(
+        mixture([(1 - cut, uncut.remove), (cut, wide.remove)]), mixture([(1 - cut, uncut.add), (cut, wide.add)])
+    )

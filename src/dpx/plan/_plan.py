@@ -174,10 +174,13 @@ class PrivacyPlan(eqx.Module):
     def epsilon(self, delta: RealScalarLike, steps: Any = None) -> float:
         r"""The $\varepsilon$ that the run has at `delta`, or that its first `steps` steps have spent.
 
-        **Raises:** `ValueError` if delta is not in (0, 1), the plan is not calibrated, or nobody can account for it. Warns if delta is
+        `delta=0` asks for pure differential privacy, which plans with Laplace noise have.
+
+        **Raises:** `ValueError` if delta is not in [0, 1), or 0 where there is no pure
+        differential privacy, the plan is not calibrated, or nobody can account for it. Warns if delta is
         at least one over the number of examples, where publishing a random row would meet the definition.
         """
-        delta = probability("PrivacyPlan.epsilon(delta=...)", delta)
+        delta = accounting.check_delta("PrivacyPlan.epsilon(delta=...)", delta)
         self._warn_about(delta)
         if steps is not None and integer("PrivacyPlan.epsilon(steps=...)", steps) == 0:
             return 0.0
@@ -246,12 +249,13 @@ class PrivacyPlan(eqx.Module):
         event = self._event(self.steps)
         if isinstance(self.clipping, NoClipping):
             return TradeOffCurve((0.0,), (1.0,))
-        epsilons = _search.trade_off_epsilons(accounting.rough_epsilon(event, 1e-9))
         if isinstance(self.noise, AbstractIntegerNoise):
-            deltas = np.array([self.delta(float(e)) for e in epsilons])
+            top = accounting.epsilon(event, 1e-9, adjacency=self.adjacency, accountant="rdp")
         else:
-            distribution = accounting.loss_distribution(event, self.adjacency)
-            deltas = np.clip([distribution.get_delta(float(e)) for e in epsilons], 0.0, 1.0)
+            top = accounting.rough_epsilon(event, 1e-9, self.adjacency)
+        epsilons = _search.trade_off_epsilons(top)
+        by = "rdp" if isinstance(self.noise, AbstractIntegerNoise) else "pld"
+        deltas = accounting.deltas(event, epsilons, self.adjacency, by)
         return TradeOffCurve(tuple(epsilons.tolist()), tuple(deltas.tolist()))
 
     def error(self, workload: Any = "prefix", kind: str = "mean") -> float:
@@ -348,7 +352,7 @@ class PrivacyPlan(eqx.Module):
                     f"`PrivacyPlan.calibrate(epsilon={epsilon})` needs a `delta=` too, well below 1 / num_examples = "
                     f"{1 / self.sampler.num_examples:g}."
                 )
-            self._warn_about(probability("PrivacyPlan.calibrate(delta=...)", delta))
+            self._warn_about(accounting.check_delta("PrivacyPlan.calibrate(delta=...)", delta))
             return _search.epsilon_target(self, epsilon, delta)
         if delta is not None:
             raise ValueError("`delta=` goes with `epsilon=`; an attack's advantage or rates need none.")

@@ -48,30 +48,27 @@ def epsilon_target(plan: "PrivacyPlan", epsilon: Any, delta: Any) -> Target:
             "`PrivacyPlan.calibrate(epsilon=inf)` is a run without privacy, which needs no noise: use `clipping=NoClipping()` and no budget."
         )
     epsilon = positive_float("PrivacyPlan.calibrate(epsilon=...)", epsilon)
-    delta = probability("PrivacyPlan.calibrate(delta=...)", delta)
+    delta = accounting.check_delta("PrivacyPlan.calibrate(delta=...)", delta)
     options: Any = {"adjacency": plan.adjacency, "accountant": plan.accountant}
-
-    def rough(plan: "PrivacyPlan") -> float:
-        return accounting.rough_epsilon(plan.event, delta)
-
-    def exact(interval: float | None = None) -> "Measure":
-        return lambda plan: accounting.epsilon(plan.event, delta, interval=interval, **options)
-
-    guides: list[tuple[Measure, float]] = [(rough, 1e-2)]
-    if plan.accountant == "rdp":
-        guides.append((exact(), 1e-3))
-    else:
-        # a coarse grid costs a tenth of the reported one and lands within a per cent
-        guides.append((exact(10 * accounting.discretisation(epsilon)), 1e-3))
-    return Target(f"epsilon {epsilon:g} at delta {delta:g}", epsilon, guides, exact())
+    exact = lambda plan: accounting.epsilon(plan.event, delta, **options)
+    if plan.accountant == "rdp" and delta > 0 and epsilon <= 1.01 * accounting.least_renyi_epsilon(delta):
+        raise ValueError(
+            f"`accountant='rdp'` has no useful answer for epsilon {epsilon:g} at delta {delta:g}: its orders are finite, and what they say of no "
+            f"loss at all is epsilon {accounting.least_renyi_epsilon(delta):.3g}. Use `accountant='pld'`."
+        )
+    rough = accounting.rough_renyi_epsilon if plan.accountant == "rdp" else accounting.rough_epsilon
+    guide = lambda plan: rough(plan.event, delta, plan.adjacency)
+    # the guide lands within a per cent, at a tenth of the price
+    return Target(f"epsilon {epsilon:g} at delta {delta:g}", epsilon, [(guide, 1e-3)] if delta > 0 else [], exact)
 
 
 def attack_target(advantage: Any, true_positive_rate: Any, false_positive_rate: Any) -> Target:
     """Keep the advantage of every attack, or its true-positive rate at a false-positive rate."""
+    guess = lambda plan: accounting.rough_distribution(plan.event, plan.adjacency)
     if advantage is not None:
         limit = probability("PrivacyPlan.calibrate(advantage=...)", advantage)
-        measure = lambda plan: plan.delta(0.0)
-        return Target(f"attack advantage {limit:g}", limit, [(measure, 1e-2)], measure)
+        guide = lambda plan: guess(plan).get_delta(0.0)
+        return Target(f"attack advantage {limit:g}", limit, [(guide, 1e-3)], lambda plan: plan.delta(0.0))
     limit = probability("PrivacyPlan.calibrate(true_positive_rate=...)", true_positive_rate)
     rate = probability("PrivacyPlan.calibrate(false_positive_rate=...)", false_positive_rate)
     if limit <= rate:
@@ -87,7 +84,7 @@ def least_noise(plan: "PrivacyPlan", target: Target) -> "PrivacyPlan":
     """The plan with the least noise multiplier that meets the target, within a relative 2e-5."""
     seen: dict[float, PrivacyPlan] = {}
 
-    def search(measure: "Measure", guess: float, tolerance: float) -> float:
+    def at(measure: "Measure") -> Callable[[float], float]:
         excess = target.excess(measure)
 
         def of(multiplier: float) -> float:
@@ -95,12 +92,27 @@ def least_noise(plan: "PrivacyPlan", target: Target) -> "PrivacyPlan":
             seen[multiplier] = candidate
             return excess(candidate)
 
-        return accounting.least_feasible(of, guess, tolerance=tolerance)
+        return of
 
-    guess = 1.0
+    guess, slope = 1.0, None
     for measure, tolerance in target.guides:
-        guess = search(measure, guess, tolerance)
-    return seen[search(target.measure, guess, 2e-5)]
+        try:
+            guess = accounting.least_feasible(at(measure), guess, tolerance=tolerance, slope=slope)
+        except ValueError:
+            continue  # the exact search says what is wrong, or that nothing is
+        slope = _slope(at(measure), guess)
+    try:
+        found = seen[accounting.least_feasible(at(target.measure), guess, tolerance=2e-5, slope=slope)]
+    except OverflowError as error:
+        raise ValueError(f"No noise multiplier that floats can hold keeps {target.description}.") from error
+    return found
+
+
+def _slope(excess: Callable[[float], float], x: float, width: float = 0.01) -> float | None:
+    """The derivative by log x, if it can be told."""
+    first, second = excess(x), excess(x * (1 + width))
+    slope = (second - first) / width if math.isfinite(first) and math.isfinite(second) else 0.0
+    return slope if slope < -0.1 else None
 
 
 def largest(plan: "PrivacyPlan", parameter: str, target: Target) -> "PrivacyPlan":
@@ -132,6 +144,11 @@ def largest(plan: "PrivacyPlan", parameter: str, target: Target) -> "PrivacyPlan
         raise ValueError(
             f"Not even {parameter} = 1 keeps {target.description} with noise multiplier {plan.noise_multiplier:g}."
         )
+    if parameter == "steps" and best == most:
+        raise ValueError(
+            f"`PrivacyPlan.calibrate(parameter='steps')`: even {most:,} steps, the most that are looked at, keep {target.description}. Use less "
+            "noise, or give the number of steps that you need."
+        )
     return plan_with(best)
 
 
@@ -160,6 +177,6 @@ def _resized(sampler: Any, **changes: int) -> Any:
         ) from None
 
 
-def trade_off_epsilons(rough: float) -> np.ndarray:
+def trade_off_epsilons(top: float) -> np.ndarray:
     """Where the trade-off curve asks for delta: from 0 to where delta is of no interest."""
-    return np.linspace(0.0, min(rough, 50.0), 101)
+    return np.linspace(0.0, min(top, 50.0), 101)

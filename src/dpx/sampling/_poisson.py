@@ -120,11 +120,12 @@ class PoissonSampler(AbstractSampler):
                 "Use `IndependentGaussian`, or a banded strategy with `CyclicPoissonSampler`, `BallsInBinsSampler` or `MinSepSampler`."
             )
         q = float(self.sampling_probability)
-        if self.max_batch_size is None or self.max_batch_size >= self.num_examples:
+        if self.max_batch_size is None or self.max_batch_size > self.num_examples:
             once = mechanism if q == 1.0 else da.PoissonSampledDpEvent(q, mechanism)
         elif isinstance(mechanism, da.GaussianDpEvent):
             multiplier = float(mechanism.noise_multiplier)
-            once = da.TruncatedSubsampledGaussianDpEvent(self.num_examples, q, self.max_batch_size, multiplier)
+            # of both neighbours, the one with an example more: where everybody fits, that one may be the first who does not
+            once = da.TruncatedSubsampledGaussianDpEvent(self.num_examples + 1, q, self.max_batch_size, multiplier)
         else:
             raise ValueError(
                 f"Truncated Poisson sampling can be accounted for with Gaussian noise only; got {type(mechanism).__name__}. Leave "
