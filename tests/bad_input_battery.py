@@ -552,7 +552,8 @@ NOT_OURS = {
 NOT_TYPED = """
     AverageState ScaleByAdamBCState AdaptiveClippingState Released QuantileState ClippedSum LeafPlan Use EinsumUse ScatterUse Check Diagnostics
     Explanation PrivateGradientState Result Sensitive Participation LedgerEntry ExponentialAverage TailAverage ScaleThenPrivatize
-    check_accountant check_adjacency loss_distribution rough_epsilon rough_distribution rough_renyi_epsilon least_renyi_epsilon check_delta deltas is_monte_carlo largest_integer least_feasible
+    check_accountant check_adjacency loss_distribution rough_epsilon is_monte_carlo largest_integer least_feasible
+    rough_distribution rough_renyi_epsilon least_renyi_epsilon check_delta deltas
     check_metric check_metrics described is_tracing wide_dtype ghost_check ghost_rule chacha_key fresh_seed check_key key_words key_of_words
     search_epsilon shard batch_axis axis_size shard_batch off_batch_axis like normal_like uniform_like bits_like
 """.split()
