@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import dp_accounting as da
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from dp_accounting.pld import PLDAccountant
 from scipy import integrate, stats
 
+import dpx
 from dpx import accounting
 from dpx._events import (
     CoupledDpEvent,
@@ -21,6 +23,8 @@ from dpx.accounting import _monte_carlo
 from dpx.accounting._allocation import random_allocation
 from dpx.accounting._distributions import LossDistribution, poisson_gaussian
 from dpx.accounting._fixed_size import fixed_size_gaussian
+from dpx.sampling import MinSepSampler
+from dpx.strategies import BandedToeplitz
 
 times = da.SelfComposedDpEvent
 EVENTS = {
@@ -350,10 +354,6 @@ def test_min_sep_refuses_what_samples_cannot_show(few_samples):
     event = MinSepSampledDpEvent(1.0, (1.0,), 3, 2, 0.3, True)
     with pytest.raises(ValueError, match="cannot be certified from 65,536 samples.*CyclicPoissonSampler"):
         accounting.epsilon(event, 1e-6)
-    with pytest.raises(ValueError, match="do not compose"):
-        accounting.epsilon(times(event, 2), 0.01)
-    with pytest.raises(ValueError, match="do not compose"):
-        accounting.epsilon(da.ComposedDpEvent([event, da.GaussianDpEvent(5.0)]), 0.01)
     with pytest.raises(ValueError, match="replace_special"):
         accounting.epsilon(event, 0.01, adjacency="replace_one")
 
@@ -365,6 +365,77 @@ def test_kullback_leibler_bound_is_the_exact_one_where_there_is_one():
     low = _monte_carlo._kl_upper(1e-3, 10**6)
     gap = 1e-3 * math.log(1e-3 / low) + 0.999 * math.log(0.999 / (1 - low))
     assert gap == pytest.approx(math.log(questions) / 10**6, rel=1e-6) and low > 1e-3
+
+
+def test_min_sep_composes_and_lies_above_the_integral(few_samples):
+    # one step of it is Poisson sampling, of which the composition is known
+    event, poisson = (
+        MinSepSampledDpEvent(1.0, (1.0,), 1, 4, 0.3, False),
+        da.PoissonSampledDpEvent(0.3, da.GaussianDpEvent(1.0)),
+    )
+    for others in ([da.GaussianDpEvent(5.0)], [da.LaplaceDpEvent(4.0), times(poisson, 2)], [event]):
+        together: Any = da.ComposedDpEvent([event, *others])
+        exact: Any = da.ComposedDpEvent([poisson, *(poisson if e is event else e for e in others)])
+        for epsilon in (0.1, 0.5, 1.5):
+            truth = accounting.delta(exact, epsilon)
+            assert truth <= accounting.delta(together, epsilon) <= 1.3 * truth + 6e-3
+        assert accounting.epsilon(together, 0.02) >= accounting.epsilon(exact, 0.02)
+    # the coupling of batches that are cut, and steps of everybody beside it, in a ledger
+    ledger = (
+        accounting.PrivacyLedger("add_or_remove_one").spend(CoupledDpEvent(event, 1e-5)).spend(da.GaussianDpEvent(8.0))
+    )
+    assert ledger.delta(0.5) >= accounting.delta(da.ComposedDpEvent([poisson, da.GaussianDpEvent(8.0)]), 0.5) + 1e-5
+    # twice the same question is one question
+    assert accounting.delta(together, 0.3) == accounting.delta(together, 0.3)
+
+
+def test_metrics_beside_min_sep_are_part_of_every_participation(few_samples):
+    # one step: the gradient and the metric are one Gaussian of the sum of their precisions
+    event = MinSepSampledDpEvent(1.0, (1.0,), 1, 4, 0.3, False, 0.5**2)
+    joint = da.PoissonSampledDpEvent(0.3, da.GaussianDpEvent((1 + 0.5**2) ** -0.5))
+    for epsilon in (0.2, 0.6):
+        exact = accounting.delta(joint, epsilon)
+        assert exact <= accounting.delta(event, epsilon) <= 1.25 * exact + 1e-3
+    strategy = BandedToeplitz([0.8, 0.6])
+    sampler, noise = MinSepSampler(200, 10, 12, 4), dpx.CorrelatedGaussian(strategy, 2.0)
+    plain = dpx.PrivacyPlan(sampler, dpx.FlatClipping(1.0), noise)
+    watched = plain.with_metrics(n=dpx.metrics.Count(None, noise_multiplier=4.0))
+    seen: Any = watched.event
+    assert seen.side_precision == 1 / 16 and seen.noise_multiplier == 2.0
+    assert plain.epsilon(0.004) < watched.epsilon(0.004)
+    adaptive = dpx.PrivacyPlan(sampler, dpx.AdaptiveClipping(1.0, count_noise_multiplier=5.0), noise)
+    # twice the multiplier of the count is that of a query of sensitivity 1
+    counted: Any = adaptive.event
+    assert counted.side_precision == pytest.approx(1 / 100)
+    assert counted.noise_multiplier == pytest.approx((1 / 4 - 1 / 100) ** -0.5)
+
+
+def test_the_band_of_samples_holds_at_every_threshold():
+    # a loss whose tail is known: of 300 bands that fail with probability 1e-3 more than 6 are bad with probability 4e-8
+    rng, bad = np.random.default_rng(5), 0
+    thresholds = _monte_carlo._THRESHOLDS
+    inside = (thresholds > -3) & (thresholds < 6)
+    room = math.log(inside.sum() / 1e-3) / 500
+    truth = stats.norm.sf(thresholds, 0.5, 1.0)
+    for _ in range(300):
+        counts = np.bincount(np.searchsorted(thresholds, rng.normal(0.5, 1.0, 500)), minlength=len(thresholds) + 1)
+        above = (500 - np.cumsum(counts)[:-1]) / 500
+        bad += bool(np.any(_monte_carlo._kl_uppers(above, room)[inside] < truth[inside]))
+    assert bad <= 6
+    pmf = _monte_carlo._pessimistic(counts, 500, room, 1e-3)
+    grid = (np.arange(len(pmf.mass)) + pmf.lowest) * pmf.interval
+    tail = lambda x: pmf.infinity + pmf.mass[grid > x].sum()
+    assert all(tail(x) >= stats.norm.sf(x, 0.5, 1.0) - 1e-12 for x in np.linspace(-2, 6, 50))
+    assert pmf.mass.sum() + pmf.infinity >= 1 - 1e-12
+
+
+def test_the_failure_is_divided_among_all_structures(monkeypatch):
+    monkeypatch.setattr(_monte_carlo, "_asked", {})
+    shares = [1 / (2 * _monte_carlo._STRUCTURES * _monte_carlo._dearer(("structure", i))) for i in range(20_000)]
+    assert sum(shares) < 1 and shares[0] == shares[1023] == 4 * shares[1024] == 16 * shares[3072]
+    assert _monte_carlo._dearer(("structure", 5)) == 1  # asked before
+    bound = 2 * len(_monte_carlo._THRESHOLDS) * 17 * _monte_carlo._MULTIPLIERS
+    assert _monte_carlo._QUESTIONS >= bound * 2 * _monte_carlo._STRUCTURES
 
 
 def test_shuffling_is_far_from_poisson():

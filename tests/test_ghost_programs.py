@@ -115,7 +115,12 @@ PROGRAMS = hyp.given(st.lists(step, min_size=1, max_size=7), st.integers(0, 2**3
 
 def settings(max_examples):
     return hyp.settings(
-        max_examples=max_examples, deadline=None, derandomize=True, suppress_health_check=[hyp.HealthCheck.too_slow]
+        max_examples=max_examples,
+        deadline=None,
+        derandomize=True,
+        # a failing program is reported as found: to shrink it costs a compilation a try
+        phases=[hyp.Phase.explicit, hyp.Phase.generate],
+        suppress_health_check=[hyp.HealthCheck.too_slow],
     )
 
 
@@ -156,4 +161,4 @@ def check(program, seed):
     weights = np.asarray(clip(wanted_norms), np.float64)
     for x, g, label in zip(jax.tree.leaves(got), leaves, labels, strict=True):
         wanted = np.tensordot(weights[:, label], g, 1)
-        np.testing.assert_allclose(x, wanted, rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(x, wanted, rtol=1e-4, atol=2e-5)

@@ -745,3 +745,55 @@ def test_strategies_are_static_hashable_and_comparable():
 def test_every_strategy_is_in_the_registry():
     exported = {value for value in vars(strategies).values() if isinstance(value, type)}
     assert exported - {AbstractStrategy} == {type(strategy) for strategy in STRATEGIES.values()}
+
+
+# --- several participations
+
+
+def least_squared_error(queries, found, separation, k, bands):
+    """A bound that no banded matrix's squared mean error is below: the dual of the convex problem at the multipliers of `found`."""
+    n = len(queries)
+    gram = found.T @ found / found.shape[0]
+    solved = np.linalg.solve(gram, queries.T)
+    slope = solved @ solved.T
+    lag = np.abs(np.arange(n)[:, None] - np.arange(n))
+    slope = np.where((lag > 0) & (lag < bands), 0.0, slope)  # zero at the optimum
+    # any D that is positive semidefinite and costs at most 1 on every pattern
+    weight = np.diag(slope)
+    slope = slope / best_pattern_cost(weight, separation, k)
+    scale = np.sqrt(np.diag(slope))
+    lowest = np.linalg.eigvalsh(slope / scale[:, None] / scale)[0]
+    assert lowest > 0
+    values, vectors = np.linalg.eigh(slope)
+    root = vectors * np.sqrt(values)
+    return np.linalg.svd(queries @ root, compute_uv=False).sum() ** 2 / n
+
+
+def best_pattern_cost(weight, separation, k):
+    """The least factor that puts weights into the hull of patterns: all windows sum to at most 1 and the total to at most k."""
+    windows = np.convolve(weight, np.ones(separation), "valid") if separation <= len(weight) else [weight.sum()]
+    return max(*windows, weight.sum() / k)
+
+
+@pytest.mark.parametrize(("n", "separation", "k"), [(16, 4, 4), (24, 4, 3), (30, 6, 5), (18, 2, 9)])
+def test_the_banded_optimum_of_several_participations_meets_its_dual_bound(n, separation, k):
+    strategy = DenseStrategy.optimize(n, bands=separation, min_separation=separation, max_participations=k)
+    assert strategy.bands is not None and strategy.bands <= separation
+    assert strategy.sensitivity(n, separation, k) == pytest.approx(math.sqrt(k))
+    squared = strategy.error(n, min_separation=separation, max_participations=k) ** 2
+    bound = least_squared_error(np.tri(n), strategy.materialize(n), separation, k, separation)
+    assert bound <= squared * (1 + 1e-9) and squared <= bound * (1 + 1e-5)
+
+
+def test_the_dense_optimum_of_several_participations():
+    participation: Any = dict(min_separation=4, max_participations=4)
+    best = DenseStrategy.optimize(16, **participation)
+    # the optimum of the convex problem is 13.6704; that of unit columns 14.4840, and of four bands 13.7181
+    assert 13.6703 < best.error(16, **participation) ** 2 < 13.6704 * (1 + 2e-4)
+    banded = DenseStrategy.optimize(16, bands=4, **participation)
+    assert banded.error(16, **participation) ** 2 == pytest.approx(13.7181, abs=1e-4)
+    assert best.sensitivity(16, 4, 4) == pytest.approx(2.0) == pytest.approx(banded.sensitivity(16, 4, 4))
+    small = DenseStrategy.optimize(6, min_separation=2, max_participations=3)
+    assert small.sensitivity(6, 2, 3) == pytest.approx(brute_force(small.materialize(6), 2, 3), rel=1e-4)
+    worst = DenseStrategy.optimize(10, kind="max", min_separation=3, max_participations=2)
+    assert worst.error(10, kind="max", min_separation=3, max_participations=2) ** 2 < 6.546  # the bound is 6.5445

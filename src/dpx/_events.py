@@ -49,6 +49,7 @@ class MinSepSampledDpEvent(DpEvent):
     A unit that is not resting takes part with `sampling_probability` and then rests for `min_separation` - 1 steps. A participation at step
     $i$ adds column $i$ of the strategy matrix, whose entries below the diagonal are `coefficients` (non-negative, at most `min_separation` of
     them, of norm 1), to noise of standard deviation `noise_multiplier`. `is_warm`: rests are stationary from the first step on.
+    `side_precision` is the sum of the inverse squared noise multipliers of further Gaussian queries of every batch, such as metrics.
     """
 
     noise_multiplier: float
@@ -57,6 +58,7 @@ class MinSepSampledDpEvent(DpEvent):
     min_separation: int
     sampling_probability: float
     is_warm: bool
+    side_precision: float = 0.0
 
 
 @attr.s(frozen=True, slots=True, auto_attribs=True)

@@ -48,15 +48,16 @@ def expand_like(column: Array, x: Array) -> Array:
     return column.reshape(column.shape + (1,) * (x.ndim - 1))
 
 
-def weighted(x: Inexact[Array, "batch *p"], weights: Float[Array, " batch"], keep: Bool[Array, " batch"]) -> Array:
-    """`weights[i] x[i]` for each example, in float32 or wider; zero, whatever it contains, for one that is not kept."""
+def weighted(x: Inexact[Array, "batch *p"], weights: Float[Array, "2 batch"], keep: Bool[Array, " batch"]) -> Array:
+    """Each example times the two factors of its weight, in float32 or wider; zero, whatever it contains, for one that is not kept."""
     x = wide(x)
+    first, second = (expand_like(w.astype(x.dtype), x) for w in weights)
     # where, rather than weight = 0, because 0 * inf == nan
-    return jnp.where(expand_like(keep, x), expand_like(weights.astype(x.dtype), x) * x, jnp.zeros((), x.dtype))
+    return jnp.where(expand_like(keep, x), x * first * second, jnp.zeros((), x.dtype))
 
 
-def weighted_sum(x: Inexact[Array, "batch *p"], weights: Float[Array, " batch"], keep: Bool[Array, " batch"]) -> Array:
-    """`sum_i weights[i] x[i]` in float32 or wider, examples that are not kept left out whatever they contain."""
+def weighted_sum(x: Inexact[Array, "batch *p"], weights: Float[Array, "2 batch"], keep: Bool[Array, " batch"]) -> Array:
+    """The sum over examples of `weighted`: examples that are not kept are left out whatever they contain."""
     return jnp.sum(weighted(x, weights, keep), axis=0)
 
 

@@ -1,5 +1,6 @@
 """What a plan costs: events, accountants, calibration, trade-off curves."""
 
+from ._accountable import Accountable as Accountable, Release as Release
 from ._accountants import (
     NEIGHBOURS as NEIGHBOURS,
     AccountantName as AccountantName,
@@ -16,6 +17,12 @@ from ._calibrate import largest_integer as largest_integer, least_feasible as le
 from ._filter import PrivacyFilter as PrivacyFilter
 from ._groups import group_epsilon as group_epsilon
 from ._ledger import LedgerEntry as LedgerEntry, PrivacyLedger as PrivacyLedger
+from ._lower_bounds import (
+    attained_discrete_gaussian as attained_discrete_gaussian,
+    attained_epsilon as attained_epsilon,
+    check_bracket as check_bracket,
+    epsilon_bracket as epsilon_bracket,
+)
 from ._monte_carlo import is_monte_carlo as is_monte_carlo
 from ._shuffling import shuffling_lower_bound as shuffling_lower_bound
 from ._trade_off import TradeOffCurve as TradeOffCurve

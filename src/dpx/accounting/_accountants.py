@@ -17,7 +17,7 @@ from .._checks import at_least_zero, described, probability
 from ._distributions import LossDistribution, with_coupling
 from ._event_tree import composed, parts
 from ._fixed_size import gaussian_profile
-from ._monte_carlo import SampledLosses, is_monte_carlo, sampled_losses
+from ._monte_carlo import SampledLosses, is_monte_carlo, samples_for
 from ._pairs import distribution_of, has_truncation, relation as relation, strict, surrogate
 from ._renyi_accountant import renyi_accountant
 
@@ -76,6 +76,16 @@ def check_accountant(accountant: str, adjacency: str, call: str = "") -> None:
         )
 
 
+def _bare(event: Any, adjacency: str) -> Any:
+    """The event of what says for whom it holds, which must be whom the question is about."""
+    theirs = getattr(event, "adjacency", None)
+    if theirs is None:
+        return event
+    if theirs != adjacency:
+        raise ValueError(f"What is asked about is for `adjacency={theirs!r}`; got `adjacency={adjacency!r}`.")
+    return event.event
+
+
 def _as_one_gaussian(event: Any, adjacency: str) -> float | None:
     """The noise multiplier of the single Gaussian mechanism that `event` amounts to, if it is made of nothing else."""
     import dp_accounting as da
@@ -118,9 +128,9 @@ def discretisation(epsilon: float, count: int = 1) -> float:
 
 
 @functools.lru_cache(maxsize=64)
-def _composed(event: "DpEvent", adjacency: str, interval: float) -> LossDistribution:
+def _composed(event: "DpEvent", adjacency: str, interval: float, samples: int | None = None) -> LossDistribution:
     with _quiet():
-        return distribution_of(event, adjacency, interval)
+        return distribution_of(event, adjacency, interval, samples)
 
 
 def loss_distribution(
@@ -135,14 +145,15 @@ def loss_distribution(
     - `interval`: the width of the grid, instead.
     """
     event = strict(event)
-    if is_monte_carlo(event):
-        return sampled_losses(event, adjacency, 1e-4 if delta is None else delta)
     if interval is None:
         rough, count = rough_epsilon(event, delta or 1e-6), sum(count for _, count in parts(event))
         interval = discretisation(rough, count)
         if has_truncation(event) and rough < math.inf:
             # losses of batches that are cut reach far; a fiftieth of a step's standard deviation is fine enough
             interval *= max(1.0, min(4.0, rough / (100 * math.sqrt(count) * interval)))
+    if is_monte_carlo(event):
+        samples = samples_for(1e-4 if delta is None else delta)
+        return SampledLosses(_composed(event, adjacency, interval, samples), samples)
     return _composed(event, adjacency, interval)
 
 
@@ -175,6 +186,7 @@ def epsilon(
     delta = probability("delta", delta)
     check_adjacency(adjacency)
     check_accountant(accountant, "replace_special")
+    event = _bare(event, adjacency)
     if accountant != "rdp":  # which of its events hold under replacement, Rényi accounting decides itself
         check_accountant(accountant, adjacency)
     event = strict(event)
@@ -225,6 +237,7 @@ def delta(
         )
     check_adjacency(adjacency)
     check_accountant(accountant, "replace_special")
+    event = _bare(event, adjacency)
     if accountant != "rdp":
         check_accountant(accountant, adjacency)
     event = strict(event)

@@ -154,7 +154,9 @@ def from_jsonable(record: Any) -> Any:
         )
     fields = {key: value for key, value in record.items() if key != _TYPE}
     expected = {field.name for field in attr.fields(cls)}
-    if set(fields) != expected:
+    # fields that an event has got since a file was written have a default, which means what it meant then
+    missing = {field.name for field in attr.fields(cls) if field.default is attr.NOTHING} - set(fields)
+    if missing or not set(fields) <= expected:
         raise ValueError(f"`{name}` has the fields {sorted(expected)}; got {sorted(fields)}.")
 
     def revived(value: Any) -> Any:

@@ -18,7 +18,13 @@ FilterAccountant = Literal["rdp", "gdp"]
 
 _MSG_FULL = (
     "This step does not fit into the privacy budget: it costs {cost:.6g} of {budget:.6g}, of which {spent:.6g} are spent (epsilon {epsilon:g} at "
-    "delta {delta:g}). Do not run it. A cheaper one may fit: `can_spend(event)` and `room_for(event)` tell."
+    "delta {delta:g}). Do not run it. A cheaper one may fit: `can_spend(event)` and `room_for(event)` tell.{hint}"
+)
+
+
+_MSG_ORDER = (
+    " What fits depends on the Rényi order, {order}, which cannot change once something is spent: give a new filter `hint=` an event or plan like "
+    "those to come, or `order=`."
 )
 
 
@@ -49,12 +55,17 @@ class PrivacyFilter(eqx.Module):
         All steps let through are together $(\varepsilon, \delta)$-DP, whichever way events, and their number, depend on what was
         published before. `spend` raises rather than exceed the budget.
 
+    *The order* is fixed before anything is let through. If nobody chose it, by `hint` or `order`, it is that of unsampled Gaussian mechanisms, and
+    the first step to be spent, if it does not fit, may still choose another: the event of that step is known before it runs, and whatever it was
+    chosen by was published earlier and is not this filter's. Given that, the order is a constant for all steps, the first included, as the
+    theorem asks.
+
     **Arguments:**
 
     - `epsilon`, `delta`: the budget.
     - `adjacency`, `unit`: who is protected. Under `"replace_one"` only `"gdp"` is proven.
     - `accountant`: `"rdp"` or `"gdp"`.
-    - `hint`: an event or plan like those to come, to choose the order by; it changes how much fits, and no guarantee.
+    - `hint`: an event or plan like those to come, to choose the order by; it changes how much fits, by a lot, and no guarantee.
     - `order`: $\alpha$, an integer above 1, if you would rather choose it yourself. It must not depend on the data.
     - `spent`: what is spent already, to go on after a restart with the same `epsilon`, `delta` and `order`.
 
@@ -72,6 +83,7 @@ class PrivacyFilter(eqx.Module):
     accountant: FilterAccountant = eqx.field(static=True)
     order: int | None = eqx.field(static=True)
     spent: float = eqx.field(static=True)
+    is_order_open: bool = eqx.field(static=True, init=False)
 
     def __init__(
         self,
@@ -99,6 +111,12 @@ class PrivacyFilter(eqx.Module):
         self.accountant = accountant  # pyright: ignore[reportAttributeAccessIssue]
         if hint is not None and not hasattr(hint, "adjacency"):
             canonical(hint, "PrivacyFilter(hint=...)")  # raises for what is no event
+        self.is_order_open = (
+            accountant == "rdp"
+            and hint is None
+            and order is None
+            and at_least_zero("PrivacyFilter(spent=...)", spent) == 0
+        )
         if accountant == "gdp":
             if order is not None:
                 raise ValueError("`PrivacyFilter(accountant='gdp', order=...)`: only `'rdp'` has an order.")
@@ -149,10 +167,11 @@ class PrivacyFilter(eqx.Module):
     def can_spend(self, event_or_plan: Any, count: Any = 1) -> bool:
         """Whether `count` more of these steps fit."""
         count = positive_int("PrivacyFilter.can_spend(count=...)", count)
-        return self.spent + count * self.cost(event_or_plan) <= self.budget
+        ready = self._ready_for(event_or_plan, count)
+        return ready.spent + count * ready.cost(event_or_plan) <= ready.budget
 
     def room_for(self, event_or_plan: Any) -> int:
-        """How many more of these steps fit, if nothing else comes."""
+        """How many more of these steps fit, if nothing else comes and the order stays as it is."""
         cost = self.cost(event_or_plan)
         if cost == 0:
             raise ValueError(f"Any number of {event_or_plan} fits: it costs nothing.")
@@ -167,14 +186,22 @@ class PrivacyFilter(eqx.Module):
         **Raises:** `RuntimeError` if they do not fit, in which case they must not run. `ValueError` if their cost is not known.
         """
         count = positive_int("PrivacyFilter.spend(count=...)", count)
-        cost = count * self.cost(event_or_plan)
-        if not self.spent + cost <= self.budget:
+        ready = self._ready_for(event_or_plan, count)
+        cost = count * ready.cost(event_or_plan)
+        if not ready.spent + cost <= ready.budget:
+            hint = "" if ready.order is None else _MSG_ORDER.format(order=ready.order)
             raise RuntimeError(
                 _MSG_FULL.format(
-                    cost=cost, budget=self.budget, spent=self.spent, epsilon=self.epsilon, delta=self.delta
+                    cost=cost, budget=ready.budget, spent=ready.spent, epsilon=self.epsilon, delta=self.delta, hint=hint
                 )
             )
-        return dataclasses.replace(self, spent=self.spent + cost)
+        return dataclasses.replace(ready, spent=ready.spent + cost)
+
+    def _ready_for(self, event_or_plan: Any, count: int) -> "PrivacyFilter":
+        """This filter, or before the first step the same at another order, if nobody chose one and only another has room for these."""
+        if not self.is_order_open or count * self.cost(event_or_plan) <= self.budget:
+            return self
+        return dataclasses.replace(self, order=self._best_order(event_or_plan))
 
     def _event(self, event_or_plan: Any) -> Any:
         if hasattr(event_or_plan, "adjacency"):

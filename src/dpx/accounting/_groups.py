@@ -12,6 +12,8 @@ from ._distributions import LossDistribution, nothing
 from ._event_tree import Parts, canonical, composed, parts
 from ._mixtures import binomial_gaussian
 
+# groups of which every number that may take part is looked at, and how many entries a matrix of them and the losses may have
+_LARGEST_MIXTURE, _MOST_ENTRIES = 4096, 2**26
 _FINEST = 1e-4  # width of the grid of privacy losses
 
 
@@ -76,7 +78,7 @@ def group_epsilon(
 
     - `event_or_plan`: a DP event, or anything with an `event` and an `adjacency`.
     - `delta`: $\delta$, strictly between 0 and 1.
-    - `sizes`: group sizes $K$.
+    - `sizes`: group sizes $K$, at most the number of units where that is known.
     - `adjacency`: of a bare event; by default `"add_or_remove_one"`.
 
     **Returns:**
@@ -98,6 +100,11 @@ def group_epsilon(
     numbers = sorted({positive_int("group_epsilon(sizes=...)", size) for size in listed})
     event, neighbours = event_and_adjacency("group_epsilon", event_or_plan, adjacency)
     pairs = parts(event)
+    known = _units(event_or_plan, pairs)
+    if numbers and known is not None and numbers[-1] > known:
+        raise ValueError(
+            f"`group_epsilon(sizes=...)` must be at most the number of units, {known}: there is no larger group; got {numbers[-1]}."
+        )
     found: dict[int, float] = {}
     for size in numbers:
         found[size] = _one_size(event, pairs, delta, size, neighbours, _samples_afresh(event_or_plan))
@@ -120,9 +127,27 @@ def _one_size(event: Any, pairs: Parts, delta: float, size: int, adjacency: Adja
         return epsilon_of(event, delta, adjacency=adjacency)
     bounds = [_converted(event, delta, size, adjacency)]
     if is_fresh and adjacency != "replace_one" and delta >= 1e-12 and all(_is_sampled_gaussian(e) for e, _ in pairs):
+        # sampling, a mixture, never costs more than if all of the group took part surely
+        sure = tuple((da.GaussianDpEvent(getattr(e, "event", e).noise_multiplier / size), n) for e, n in pairs)
+        bounds.append(epsilon_of(composed(sure), delta, adjacency=adjacency))
+        if size > _LARGEST_MIXTURE:
+            return float(min(bounds))
         guess = min(bounds[0], 2 * size * epsilon_of(event, delta, adjacency=adjacency), 1e3)
-        bounds.append(_mixed_loss(pairs, size, max(_FINEST, 2e-4 * guess)).get_epsilon(delta))
+        sigma = min(getattr(e, "event", e).noise_multiplier for e, _ in pairs)
+        reach = size * (size + 18 * sigma) / (2 * sigma**2)  # no loss that counts is larger
+        interval = max(_FINEST, 2e-4 * guess, size * reach / _MOST_ENTRIES)
+        bounds.append(_mixed_loss(pairs, size, interval).get_epsilon(delta))
     return float(min(bounds))
+
+
+def _units(event_or_plan: Any, pairs: Parts) -> int | None:
+    """How many units there are, where the plan or an event says so."""
+    known = [getattr(getattr(event_or_plan, "sampler", None), "num_examples", None)]
+    known += [
+        getattr(e, name, None) for e, _ in pairs for name in ("num_examples", "dataset_size", "source_dataset_size")
+    ]
+    found = [int(number) for number in known if number is not None]
+    return min(found) if found else None
 
 
 def _is_sampled_gaussian(event: Any) -> bool:

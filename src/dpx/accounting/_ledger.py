@@ -1,7 +1,6 @@
 """The privacy ledger: what several private releases from the same data cost together."""
 
 import json
-import math
 import os
 import tempfile
 import textwrap
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 
-from .._checks import at_least_zero, described, nonempty_text, positive_int, probability
+from .._checks import at_least_zero, described, flag, nonempty_text, positive_int, probability
+from .._round import round_epsilon, round_up
 from .._types import RealScalarLike
 from ._accountants import NEIGHBOURS, AccountantName, Adjacency, check_accountant, check_adjacency, delta, epsilon
 from ._event_tree import canonical, composed, from_jsonable, parts, to_jsonable
@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
 _FORMAT = "dpx.accounting.PrivacyLedger"
-_VERSION = 1
+_VERSIONS = {
+    1: {"event", "count", "label"},
+    2: {"event", "count", "label", "part"},
+}  # and the fields of an entry; 2 has parts
+
+_MSG_MOVING_PARTS = (
+    "`PrivacyLedger.spend(part={part!r})` under `adjacency='replace_one'`: a unit that is replaced by one of another part leaves one part and enters "
+    "the other, so that both pay. If the part of every place in the data is public and fixed beforehand, and who is replaced keeps the place, say "
+    "`PrivacyLedger('replace_one', fixed_parts=True)`; or use 'replace_special'."
+)
 
 
 class LedgerEntry(NamedTuple):
@@ -31,15 +40,17 @@ class LedgerEntry(NamedTuple):
     - `event`: what ran.
     - `count`: how many times in a row.
     - `label`: a note for the reader; it does not change the cost.
+    - `part`: the part of the data that it ran on; None for all of it.
     """
 
     event: "DpEvent"
     count: int
     label: str | None
+    part: str | None = None
 
 
 class PrivacyLedger(eqx.Module):
-    r"""What private releases that ran one after another on the same data cost together.
+    r"""What private releases that ran one after another cost together.
 
     ```python
     ledger = dpx.accounting.PrivacyLedger("add_or_remove_one")
@@ -51,28 +62,50 @@ class PrivacyLedger(eqx.Module):
     A ledger is never changed: `spend` returns a longer one. Equal events are accounted for together wherever they stand, so that a
     thousand single steps cost no more to account for than one entry of a thousand.
 
+    Releases from disjoint parts of the data, such as the sites of a study, cost the most that one part costs, not the sum:
+    `ledger.spend(plan, part="oslo").spend(plan, part="rome")`. What has no part is on all of the data and counts for every part.
+
     !!! success "Guarantee"
 
         `epsilon` and `delta` are upper bounds for all entries together, where each may depend on the results of earlier ones. What each
         entry costs, and how many there are, must not: for that, see `dpx.accounting.PrivacyFilter`. Entries of another adjacency or unit are
         refused. What `save` wrote, `load` reads back without changing a bit of any number.
 
+    *Parts.* Every unit belongs to at most one part, by a rule that looks at that unit alone (its site, a hash of its identifier) and at nothing
+    that was learnt from the data of others; what runs on a part sees the units of that part and results of earlier releases. Then two neighbours
+    differ in one unit $x$ of one part $p$ (under `"replace_special"` the empty unit keeps the place of $x$), and are equal in all other
+    parts. Given the results so far, a release from another part has the same distribution for both: it is a post-processing of those
+    results, and costs nothing. So the pair is told apart by the entries of $p$ and those of all the data alone, whose composition bounds $\delta$ at
+    every $\varepsilon$; the maximum over $p$ holds whichever part $x$ is in. $\square$ Under `"replace_one"` a unit could move from part to part, and
+    both would pay: parts are refused unless `fixed_parts` says that it cannot.
+
     **Arguments:**
 
     - `adjacency`: what neighbouring data sets are: `"add_or_remove_one"`, `"replace_one"` or `"replace_special"`.
     - `unit`: what is protected, e.g. `"example"` or `"user"`.
     - `entries`: what has been spent; leave it to `spend`.
+    - `fixed_parts`: whether the part of every place in the data is public and fixed, so that a replaced unit stays in its part. The guarantee
+        then speaks of such replacements only.
 
     ??? cite "Reference"
 
-        Composition: Dong, Roth and Su 2022; Koskela, Jälkö and Honkela 2020 (privacy loss distributions); Mironov 2017 (Rényi).
+        Composition: Dong, Roth and Su 2022; Koskela, Jälkö and Honkela 2020 (privacy loss distributions); Mironov 2017 (Rényi). Disjoint parts:
+        McSherry, *Privacy integrated queries*, SIGMOD 2009.
     """
 
     adjacency: Adjacency = eqx.field(static=True)
     unit: str = eqx.field(static=True)
     entries: tuple[LedgerEntry, ...] = eqx.field(static=True)
+    fixed_parts: bool = eqx.field(static=True)
 
-    def __init__(self, adjacency: str, unit: str = "example", entries: tuple[LedgerEntry, ...] = ()):
+    def __init__(
+        self,
+        adjacency: str,
+        unit: str = "example",
+        entries: tuple[LedgerEntry, ...] = (),
+        *,
+        fixed_parts: bool = False,
+    ):
         check_adjacency(adjacency)
         self.adjacency = adjacency  # pyright: ignore[reportAttributeAccessIssue]
         self.unit = nonempty_text("PrivacyLedger(unit=...)", unit)
@@ -81,21 +114,35 @@ class PrivacyLedger(eqx.Module):
                 f"`PrivacyLedger(entries=...)` must be the entries of another ledger; got {described(entries)}. Use `ledger.spend(...)`."
             )
         self.entries = tuple(entries)
+        self.fixed_parts = flag("PrivacyLedger(fixed_parts=...)", fixed_parts)
+        for entry in self.entries:
+            self._check_part(entry.part)
 
-    def spend(self, event_or_plan: Any, count: Any = 1, label: str | None = None) -> "PrivacyLedger":
+    def spend(
+        self,
+        event_or_plan: Any,
+        count: Any = 1,
+        label: str | None = None,
+        *,
+        steps: Any = None,
+        part: str | None = None,
+    ) -> "PrivacyLedger":
         """The ledger after one more release.
 
         **Arguments:**
 
         - `event_or_plan`: a DP event of `dp_accounting`, which is taken to hold under the ledger's adjacency, or anything that has an `event`,
-            an `adjacency` and a `unit`: a plan, or another ledger.
+            an `adjacency` and a `unit`: a plan, a `Release`, or another ledger.
         - `count`: how many times it ran.
         - `label`: a note.
+        - `steps`: of a plan, that only so many of its first steps ran. Decided beforehand, or by nothing that the data had a say in.
+        - `part`: the part of the data that it ran on, which has no unit in common with other parts.
 
         **Raises:** `ValueError` if adjacency or unit differ.
         """
         count = positive_int("PrivacyLedger.spend(count=...)", count)
         label = None if label is None else nonempty_text("PrivacyLedger.spend(label=...)", label)
+        self._check_part(part)
         event = event_or_plan
         if hasattr(event_or_plan, "adjacency"):
             for name in ("adjacency", "unit"):
@@ -105,42 +152,83 @@ class PrivacyLedger(eqx.Module):
                         f"`PrivacyLedger.spend(...)`: the ledger's `{name}` is {ours!r} and that of what is spent {theirs!r}. Guarantees about "
                         "different neighbours do not add up; keep one ledger for each."
                     )
-            event = event_or_plan.event
+            event = event_or_plan.event if steps is None else _first_steps(event_or_plan, steps)
+        elif steps is not None:
+            _first_steps(event_or_plan, steps)
         event = canonical(event)
         entries = self.entries
-        if entries and entries[-1].event == event and entries[-1].label == label:
+        if entries and entries[-1].event == event and (entries[-1].label, entries[-1].part) == (label, part):
             entries, count = entries[:-1], entries[-1].count + count
-        return PrivacyLedger(self.adjacency, self.unit, (*entries, LedgerEntry(event, count, label)))
+        entries = (*entries, LedgerEntry(event, count, label, part))
+        return PrivacyLedger(self.adjacency, self.unit, entries, fixed_parts=self.fixed_parts)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts, in the order of their first entries."""
+        return tuple(dict.fromkeys(entry.part for entry in self.entries if entry.part is not None))
+
+    def event_of(self, part: str | None) -> "DpEvent":
+        """One DP event for all that a unit of a part (of None: of no part) has been in, equal events counted together."""
+        import dp_accounting as da
+
+        runs = tuple(
+            da.SelfComposedDpEvent(entry.event, entry.count) for entry in self.entries if entry.part in (None, part)
+        )
+        return composed(parts(da.ComposedDpEvent(list(runs))))
 
     @property
     def event(self) -> "DpEvent":
-        """One DP event for everything, equal parts counted together."""
-        import dp_accounting as da
-
-        runs = tuple(da.SelfComposedDpEvent(entry.event, entry.count) for entry in self.entries)
-        return composed(parts(da.ComposedDpEvent(list(runs))))
+        """One DP event for everything, equal parts counted together. Raises `ValueError` if there are parts: each has its own, `event_of(part)`."""
+        if self.parts:
+            raise ValueError(
+                f"This ledger has parts, {', '.join(map(repr, self.parts))}, of which each has an event of its own: ask `event_of(part)`, or spend "
+                "the entries one by one."
+            )
+        return self.event_of(None)
 
     def epsilon(self, delta: RealScalarLike, accountant: AccountantName | None = None) -> float:
-        r"""An upper bound on $\varepsilon$ at `delta` for all entries together.
+        r"""An upper bound on $\varepsilon$ at `delta` for all entries together, for whichever part a unit is in.
 
         **Arguments:**
 
         - `delta`: $\delta$, strictly between 0 and 1.
         - `accountant`: `"pld"` or `"rdp"`; by default the first of them that knows all entries.
         """
+        return max(self.epsilon_by_part(delta, accountant).values(), default=0.0)
+
+    def epsilon_by_part(
+        self, delta: RealScalarLike, accountant: AccountantName | None = None
+    ) -> dict[str | None, float]:
+        r"""$\varepsilon$ at `delta` for the units of each part; under None where nothing has parts. Empty if nothing was spent."""
         target = probability("PrivacyLedger.epsilon(delta=...)", delta)
-        if not self.entries:
-            return 0.0
-        event = self.event
-        return self._answer(lambda name: epsilon(event, target, adjacency=self.adjacency, accountant=name), accountant)
+
+        def of(part: str | None) -> float:
+            event = self.event_of(part)
+            return self._answer(
+                lambda name: epsilon(event, target, adjacency=self.adjacency, accountant=name), accountant
+            )
+
+        return {part: of(part) for part in self.parts or (None,)} if self.entries else {}
 
     def delta(self, epsilon: RealScalarLike, accountant: AccountantName | None = None) -> float:
         r"""An upper bound on $\delta$ at `epsilon` for all entries together; arguments as for `epsilon`."""
-        target = at_least_zero("PrivacyLedger.delta(epsilon=...)", epsilon)
-        if not self.entries:
-            return 0.0
-        event = self.event
-        return self._answer(lambda name: delta(event, target, adjacency=self.adjacency, accountant=name), accountant)
+        number = at_least_zero("PrivacyLedger.delta(epsilon=...)", epsilon)
+
+        def of(part: str | None) -> float:
+            event = self.event_of(part)
+            return self._answer(
+                lambda name: delta(event, number, adjacency=self.adjacency, accountant=name), accountant
+            )
+
+        return max(of(part) for part in self.parts or (None,)) if self.entries else 0.0
+
+    def _check_part(self, part: Any) -> None:
+        if part is None:
+            return
+        if not isinstance(part, str) or not part:
+            raise ValueError(f"`PrivacyLedger.spend(part=...)` must be the name of a part; got {described(part)}.")
+        if self.adjacency == "replace_one" and not self.fixed_parts:
+            raise ValueError(_MSG_MOVING_PARTS.format(part=part))
 
     def _answer(self, question: Callable[[AccountantName], float], accountant: AccountantName | None) -> float:
         if accountant is not None:
@@ -159,34 +247,47 @@ class PrivacyLedger(eqx.Module):
                 ) from None
 
     def statement(self, delta: RealScalarLike) -> str:
-        """The ledger in plain English: what was spent, and what it costs together."""
-        total = self.epsilon(delta)
+        """The ledger in plain English: what was spent, and what it costs together; epsilon and delta rounded up."""
+        stated = round_up(probability("PrivacyLedger.statement(delta=...)", delta))
+        costs = self.epsilon_by_part(delta)
+        total = max(costs.values(), default=0.0)
         neighbours = NEIGHBOURS[self.adjacency].format(unit=self.unit)
-        number = f"{probability('PrivacyLedger.statement(delta=...)', delta):g}"
         lines = [
-            f"All releases together are ({_rounded_up(total)}, {number})-differentially private for one {self.unit}; neighbouring data sets: "
-            f"{neighbours} (adjacency `{self.adjacency}`).",
+            f"All releases together are ({round_epsilon(total)}, {stated})-differentially private for one {self.unit}; "
+            f"neighbouring data sets: {neighbours} (adjacency `{self.adjacency}`).",
             "",
         ]
+        if self.parts:
+            lines[1:1] = [
+                "",
+                f"Assumed: the parts of the data have no {self.unit} in common, and which part a {self.unit} is in depends on nothing but itself"
+                f"{', and does not change when it is replaced' if self.fixed_parts else ''}. Units of one part pay for what ran on it and on all of "
+                f"the data: {', '.join(f'{part} epsilon {round_epsilon(cost)}' for part, cost in costs.items())}.",
+            ]
         for entry in self.entries:
             times = f"{entry.count:,} x " if entry.count > 1 else ""
+            where = f" (on {entry.part})" if entry.part is not None else ""
             lines.append(
-                f"- {entry.label + ': ' if entry.label else ''}{times}{textwrap.shorten(str(entry.event), 200)}"
+                f"- {entry.label + ': ' if entry.label else ''}{times}{textwrap.shorten(str(entry.event), 200)}{where}"
             )
         return "\n".join(lines)
 
     def to_json(self) -> str:
         """The ledger as JSON, numbers to the last bit. Raises `ValueError` if an event is of a type that nobody could read again."""
-        record = {
+        version = 2 if self.parts or self.fixed_parts else 1  # what older versions can read stays as it was
+        record: dict[str, Any] = {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": version,
             "adjacency": self.adjacency,
             "unit": self.unit,
             "entries": [
-                {"event": to_jsonable(entry.event), "count": entry.count, "label": entry.label}
+                {key: value for key, value in zip(LedgerEntry._fields, entry, strict=True) if key in _VERSIONS[version]}
+                | {"event": to_jsonable(entry.event)}
                 for entry in self.entries
             ],
         }
+        if version == 2:
+            record["fixed_parts"] = self.fixed_parts
         return json.dumps(record, indent=2, allow_nan=False)
 
     @classmethod
@@ -200,16 +301,19 @@ class PrivacyLedger(eqx.Module):
             raise ValueError(
                 f"`PrivacyLedger.from_json(...)`: this is no privacy ledger (`format` must be {_FORMAT!r})."
             )
-        if record.get("version") != _VERSION:
+        version = record.get("version")
+        if isinstance(version, bool) or version not in _VERSIONS:
             raise ValueError(
-                f"`PrivacyLedger.from_json(...)`: version {record.get('version')!r} of the format; this dpx reads version {_VERSION}."
+                f"`PrivacyLedger.from_json(...)`: version {version!r} of the format; this dpx reads versions {', '.join(map(str, _VERSIONS))}."
             )
-        keys = {"format", "version", "adjacency", "unit", "entries"}
-        if set(record) != keys or not isinstance(record["entries"], list) or not isinstance(record["unit"], str):
+        keys = {"format", "version", "adjacency", "unit", "entries"} | ({"fixed_parts"} if version == 2 else set())
+        is_typed = isinstance(record.get("entries"), list) and isinstance(record.get("unit"), str)
+        if set(record) != keys or not is_typed or not isinstance(record.get("fixed_parts", False), bool):
             raise ValueError(
-                f"`PrivacyLedger.from_json(...)`: a ledger has the fields {sorted(keys)}; got {sorted(record)}."
+                f"`PrivacyLedger.from_json(...)`: a ledger of version {version} has the fields {sorted(keys)}; got {sorted(record)}."
             )
-        return cls(record["adjacency"], record["unit"], tuple(_entry(e) for e in record["entries"]))
+        entries = tuple(_entry(e, _VERSIONS[version]) for e in record["entries"])
+        return cls(record["adjacency"], record["unit"], entries, fixed_parts=record.get("fixed_parts", False))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the ledger: a crash leaves the old file or the new one, never half of one."""
@@ -232,18 +336,22 @@ class PrivacyLedger(eqx.Module):
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
 
 
-def _entry(record: Any) -> LedgerEntry:
-    if not isinstance(record, dict) or set(record) != {"event", "count", "label"}:
-        raise ValueError(f"`PrivacyLedger.from_json(...)`: an entry has an event, a count and a label; got {record!r}.")
-    count, label = record["count"], record["label"]
+def _first_steps(plan: Any, steps: Any) -> "DpEvent":
+    if not hasattr(plan, "event_after"):
+        raise ValueError(
+            f"`PrivacyLedger.spend(steps={steps!r})` goes with a plan, which knows what its first steps cost; got {type(plan).__name__}. For an "
+            "event that ran several times give `count=`."
+        )
+    return plan.event_after(steps)
+
+
+def _entry(record: Any, fields: set[str]) -> LedgerEntry:
+    if not isinstance(record, dict) or set(record) != fields:
+        raise ValueError(f"`PrivacyLedger.from_json(...)`: an entry has {', '.join(sorted(fields))}; got {record!r}.")
+    count, label, part = record["count"], record["label"], record.get("part")
     if isinstance(count, bool) or not (label is None or isinstance(label, str)):
         raise ValueError(
             f"`PrivacyLedger.from_json(...)`: an entry has an integer count and a text label; got {record!r}."
         )
     count = positive_int("PrivacyLedger.from_json(...): count", count)
-    return LedgerEntry(from_jsonable(record["event"]), count, label)
-
-
-def _rounded_up(value: float) -> str:
-    """Four decimals, never rounded down: what is stated must be a bound."""
-    return f"{math.ceil(value * 1e4) / 1e4:.4f}" if math.isfinite(value) else "infinity"
+    return LedgerEntry(from_jsonable(record["event"]), count, label, part)

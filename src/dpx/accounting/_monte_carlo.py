@@ -1,14 +1,23 @@
 r"""Privacy losses by simulation, for what has no distribution in closed form: b-min-sep sampling.
 
-$\delta(\varepsilon) = E[(1 - e^{\varepsilon - L})_+]$ is the mean of a variable in [0, 1]; from $n$ samples of mean $\hat\delta$, with probability
-$1 - \tau$, it is at most the largest $d$ with $\text{KL}(\hat\delta, d) \le \log(1 / \tau) / n$ (Chernoff and Hoeffding).
+*The distribution.* Let $L$ be the loss in one direction, $S(x) = P(L > x)$, and $\hat S(x)$ the share of $n$ samples above $x$. With probability
+$1 - t$, $S(x)$ is at most the largest $s$ with $\text{KL}(\hat S(x), s) \le \log(1 / t) / n$ (Chernoff and Hoeffding). Take that bound at all of a
+fixed list of thresholds, and let $\bar L$ be the variable that has those bounds as its tail: its mass is moved up to the next threshold, and what no
+sample reaches counts as infinite. On the event $G$ that all bounds hold, $P(\bar L > x) \ge S(x)$ for every $x$. So for every real $\varepsilon$
+$$E[(1 - e^{\varepsilon - \bar L})_+] \ge E[(1 - e^{\varepsilon - L})_+],$$
+the means of a function that increases with the loss; and $E[e^{-\bar L}] \le E[e^{-L}] \le 1$, so that $\bar L$ is the loss of a pair of
+distributions. That pair dominates the mechanism, and dominating pairs compose, adaptively, with any others (Zhu, Dong and Wang 2022). Little is
+lost to looking at the whole curve: by concavity of the square root its bound on $\delta$ is about as tight as one for that mean alone.
 
-What is reported is that bound plus $\tau$ = 1e-8. It is divided among all questions that can be asked: noise multipliers are rounded down and
-epsilons up to grids, two per cent and one per cent wide together, and the bound is made to hold for all of them, in both directions, at once. So
-calibration, which looks at many, may choose among them, and samples may be shared, without the guarantee suffering. Whoever sees the release
-only if this check passed holds a guarantee of $(\varepsilon, \delta)$ that counts the check's failure.
+*The failure.* All bounds that one process can ask for fail with probability at most $\tau$ = 1e-8 together. It is divided among: both
+directions; all thresholds; all noise multipliers, which are rounded down to a grid half a per cent wide, since those of one structure share their
+random numbers (so that epsilon depends on them smoothly, and calibration may choose among them); and structures (strategy, steps, sampling,
+number of samples), each of which draws its own secret: the first 1024 have equal shares of one half of $\tau$, the next 2048 of a quarter, and so
+on without an end. Which structure is asked about next may depend on answers about others. The distribution has $\tau$ more at infinity: if $G$
+fails with probability at most $\tau$ and the release is $(\varepsilon, \delta)$-DP on $G$, then all that is done, the simulation included, is
+$(\varepsilon, \delta + \tau)$-DP. In a composition each simulated mechanism adds its $\tau$ once, however many questions are asked.
 
-No delta below about $40 / n$ can be certified: 4e-5 with a million samples, 5e-6 with the most that are drawn.
+No delta below about $43 / n$ can be certified: 4e-5 with a million samples, 5e-6 with the most that are drawn.
 
 ??? cite "Reference"
 
@@ -21,6 +30,7 @@ import functools
 import math
 import os
 import secrets
+import threading
 from typing import Any
 
 import equinox as eqx
@@ -29,14 +39,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._distributions import with_coupling
+from ._distributions import LossDistribution, LossPmf
 from ._event_tree import parts
 
 _FAILURE = 1e-8
 _LEAST_SAMPLES, _MOST_SAMPLES = 2**20, 2**23
 _CHUNK = 2**10  # small enough for the caches
-_MULTIPLIERS, _EPSILONS = 128, 64  # grid points an octave
-_QUESTIONS = 2 * (17 * _MULTIPLIERS) * (20 * _EPSILONS)  # two directions; 2^-7 to 2^10, and 2^-10 to 2^10
+_MULTIPLIERS, _LOSSES = 128, 96  # grid points an octave
+_STRUCTURES = 2**10  # that have equal shares of one half of the probability of failure
+_POWERS = 2.0 ** (np.arange(-12 * _LOSSES, 10 * _LOSSES + 1) / _LOSSES)
+_THRESHOLDS = np.concatenate([-_POWERS[::-1], [0.0], _POWERS])
+# two directions; multipliers from 2^-7 to 2^10
+_QUESTIONS = 2 * len(_THRESHOLDS) * (17 * _MULTIPLIERS) * (2 * _STRUCTURES)
 
 _MSG_DELTA = (
     "`delta` = {delta:g} cannot be certified from {samples:,} samples of the privacy loss of b-min-sep sampling, which show no delta below "
@@ -45,122 +59,137 @@ _MSG_DELTA = (
 
 
 class SampledLosses(eqx.Module):
-    r"""Upper bounds on delta and epsilon from samples of the privacy loss, their probability of failure counted in delta.
+    r"""A distribution of losses of which some are simulated, their probability of failure among what is infinite.
 
     **Arguments:**
 
-    - `remove`, `add`: samples of the loss in the two directions, those above 0, as their indicator is all that matters of the rest.
+    - `distribution`: the losses.
     - `samples`: how many there were.
-    - `coupling`: as for `LossDistribution`.
     """
 
-    remove: np.ndarray
-    add: np.ndarray
+    distribution: LossDistribution
     samples: int
-    coupling: float = 0.0
 
     @property
     def floor(self) -> float:
         """The delta that is certified if no sample exceeds epsilon."""
-        return _kl_upper(0.0, self.samples) + _FAILURE
+        return max(self.distribution.remove.infinity, self.distribution.add.infinity)
 
     def get_delta(self, epsilon: float) -> float:
         r"""An upper bound on $\delta$ at `epsilon`."""
-        # an answer at a smaller epsilon is one at this
-        return min(1.0, self._delta(_on_grid(epsilon, up=False)) + self.coupling * (1 + math.exp(min(epsilon, 700.0))))
+        return self.distribution.get_delta(epsilon)
 
     def get_epsilon(self, delta: float) -> float:
         r"""An upper bound on the least $\varepsilon$ at `delta`; raises `ValueError` where so small a delta cannot be certified."""
         if delta <= self.floor:
             raise ValueError(_MSG_DELTA.format(delta=delta, samples=self.samples, floor=self.floor))
-        return with_coupling(self._epsilon, delta, self.coupling)
-
-    def _epsilon(self, delta: float) -> float:
-        if delta <= self.floor:
-            return math.inf
-        if self._delta(0.0) <= delta:
-            return 0.0
-        low, high = -10 * _EPSILONS - 1, 10 * _EPSILONS
-        if self._delta(2.0 ** (high / _EPSILONS)) > delta:
-            return math.inf
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._delta(2.0 ** (middle / _EPSILONS)) <= delta else (middle, high)
-        return 2.0 ** (high / _EPSILONS)
-
-    def _delta(self, epsilon: float) -> float:
-        means = [
-            float(-np.expm1(np.minimum(epsilon - losses, 0.0)).sum()) / self.samples
-            for losses in (self.remove, self.add)
-        ]
-        return _kl_upper(max(means), self.samples) + _FAILURE
+        return self.distribution.get_epsilon(delta)
 
 
 def is_monte_carlo(event: Any) -> bool:
-    """Whether `event` is one that is accounted for by simulation, alone."""
+    """Whether `event`, or a part of it, is accounted for by simulation."""
     from .._events import CoupledDpEvent, MinSepSampledDpEvent
 
-    pairs = parts(event)
-    if len(pairs) != 1 or pairs[0][1] != 1:
-        return False
-    only = pairs[0][0]
-    return isinstance(only, MinSepSampledDpEvent) or (isinstance(only, CoupledDpEvent) and is_monte_carlo(only.event))
+    return any(
+        isinstance(part, MinSepSampledDpEvent) or (isinstance(part, CoupledDpEvent) and is_monte_carlo(part.event))
+        for part, _ in parts(event)
+    )
 
 
-def sampled_losses(event: Any, adjacency: str, delta: float = 1e-4) -> SampledLosses:
-    """Samples of the privacy loss, as many as questions about `delta` need; the same ones whenever the same is asked."""
-    from .._events import CoupledDpEvent
+def samples_for(delta: float) -> int:
+    """How many samples questions about `delta` need."""
+    samples = _LEAST_SAMPLES
+    while samples < _MOST_SAMPLES and samples * delta < 80:
+        samples *= 2
+    return samples
 
+
+def min_sep_distribution(event: Any, adjacency: str, interval: float, samples: int) -> LossDistribution:
+    """The pessimistic privacy loss of a `MinSepSampledDpEvent`; the same one whenever the same is asked."""
     if adjacency == "replace_one":
         raise ValueError(
             "b-min-sep sampling can be accounted for with `adjacency='add_or_remove_one'` or `'replace_special'` only, for which the pair of "
             "distributions that dominates it is known; got 'replace_one'."
         )
-    ((only, _),) = parts(event)
-    if isinstance(only, CoupledDpEvent):
-        inner = sampled_losses(only.event, adjacency, delta)
-        return SampledLosses(inner.remove, inner.add, inner.samples, inner.coupling + only.failure_probability)
-    samples = _LEAST_SAMPLES
-    while samples < _MOST_SAMPLES and samples * delta < 80:
-        samples *= 2
-    multiplier = 2.0 ** (math.floor(math.log2(only.noise_multiplier) * _MULTIPLIERS) / _MULTIPLIERS)
+    multiplier = 2.0 ** (math.floor(math.log2(event.noise_multiplier) * _MULTIPLIERS) / _MULTIPLIERS)
     if not 2.0**-7 <= multiplier < 2.0**10:
         raise ValueError(
-            f"b-min-sep sampling is accounted for with noise multipliers between 1/128 and 1024; got {only.noise_multiplier:g}."
+            f"b-min-sep sampling is accounted for with noise multipliers between 1/128 and 1024; got {event.noise_multiplier:g}."
         )
-    structure = (only.coefficients, only.steps, only.min_separation, only.sampling_probability, only.is_warm)
-    remove, add = min_sep_losses(multiplier, *structure, samples=samples, seed=_seed(structure))
-    return SampledLosses(remove[remove > 0], add[add > 0], samples)
+    structure = (
+        event.coefficients,
+        event.steps,
+        event.min_separation,
+        event.sampling_probability,
+        event.is_warm,
+        event.side_precision,
+    )
+    remove, add = _histograms(multiplier, structure, samples, _seed((*structure, samples)))
+    room = math.log(_QUESTIONS * _dearer((*structure, samples)) / _FAILURE) / samples
+    return LossDistribution(_pessimistic(remove, samples, room, interval), _pessimistic(add, samples, room, interval))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _seed(structure: Any) -> int:
     """One secret for all noise multipliers, so that epsilon depends on them smoothly."""
     return secrets.randbits(128)
 
 
-def _on_grid(epsilon: float, up: bool) -> float:
-    if epsilon < 2.0**-10:
-        return 0.0
-    place = math.log2(epsilon) * _EPSILONS
-    return 2.0 ** (min(math.ceil(place - 1e-9) if up else math.floor(place + 1e-9), 10 * _EPSILONS) / _EPSILONS)
+_asked: dict[Any, int] = {}
+_lock = threading.Lock()
+
+
+def _dearer(structure: Any) -> int:
+    """By how much the share of the probability of failure is smaller than that of the first structures: a power of 4."""
+    with _lock:
+        number = _asked.setdefault(structure, len(_asked))
+    # 1024 * 2^b structures have 4^-b times the share of the first: 1/2 + 1/4 + ... of it all
+    return 4 ** ((number // _STRUCTURES + 1).bit_length() - 1)
+
+
+@functools.lru_cache(maxsize=256)
+def _histograms(multiplier: float, structure: Any, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many samples of the losses of removing and adding one unit lie at most at each threshold, and above the one before."""
+    *given, side_precision = structure
+    losses = min_sep_losses(multiplier, *given, samples=samples, seed=seed, side_precision=side_precision)
+    places = (np.searchsorted(_THRESHOLDS, loss, side="left") for loss in losses)
+    remove, add = (np.bincount(place, minlength=len(_THRESHOLDS) + 1) for place in places)
+    return remove, add
+
+
+def _pessimistic(counts: np.ndarray, samples: int, room: float, interval: float) -> LossPmf:
+    """The distribution whose tail is the upper confidence bound at every threshold, on multiples of `interval`, rounded up."""
+    above = samples - np.cumsum(counts)[:-1]
+    known, where = np.unique(above, return_inverse=True)
+    tail = _kl_uppers(known / samples, room)[where]
+    mass = -np.diff(np.concatenate([[1.0], tail]))
+    mass[np.flatnonzero(mass)[0]] -= _FAILURE  # what a failure costs is infinite, and taken from the least loss
+    kept = np.flatnonzero(mass)
+    index = np.ceil(_THRESHOLDS[kept] / interval).astype(np.int64)
+    lowest = int(index[0])
+    return LossPmf(
+        interval, lowest, np.bincount(index - lowest, np.maximum(mass[kept], 0.0)), float(tail[-1]) + _FAILURE
+    )
 
 
 def _kl_upper(mean: float, samples: int) -> float:
     """The largest mean of which samples of this mean are not yet a surprise, all questions considered."""
-    room = math.log(_QUESTIONS / _FAILURE) / samples
-    low, high = mean, 1.0
-    for _ in range(200):
-        middle = 0.5 * (low + high)
-        divergence = (1 - mean) * math.log1p((middle - mean) / (1 - middle)) if mean < 1 else 0.0
-        divergence += mean * math.log(mean / middle) if mean > 0 else 0.0
-        low, high = (middle, high) if divergence <= room else (low, middle)
-        if high - low <= 1e-12 * high:
-            break
+    return float(_kl_uppers(np.array([mean]), math.log(_QUESTIONS / _FAILURE) / samples)[0])
+
+
+def _kl_uppers(means: np.ndarray, room: float) -> np.ndarray:
+    """The largest means from which samples of these means diverge by at most `room`, rounded up."""
+    low, high = means.copy(), np.ones(len(means))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for _ in range(100):
+            middle = 0.5 * (low + high)
+            divergence = np.where(means < 1, (1 - means) * np.log1p((middle - means) / (1 - middle)), 0.0)
+            divergence += np.where(means > 0, means * np.log(means / middle), 0.0)
+            fits = divergence <= room
+            low, high = np.where(fits, middle, low), np.where(fits, high, middle)
     return high
 
 
-@functools.lru_cache(maxsize=4)
 def min_sep_losses(
     noise_multiplier: float,
     coefficients: tuple[float, ...],
@@ -171,11 +200,20 @@ def min_sep_losses(
     *,
     samples: int,
     seed: int,
+    side_precision: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Samples of the losses of removing and adding one unit, rounded up by what single precision may have lost."""
     coefficients = coefficients[:steps]
     run = functools.partial(
-        _chunk, noise_multiplier, coefficients, steps, min_separation, sampling_probability, is_warm, seed
+        _chunk,
+        noise_multiplier,
+        coefficients,
+        steps,
+        min_separation,
+        sampling_probability,
+        is_warm,
+        seed,
+        side_precision,
     )
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         chunks = list(pool.map(run, range(-(-samples // _CHUNK))))
@@ -184,7 +222,7 @@ def min_sep_losses(
     return remove + lost, add + lost
 
 
-def _chunk(sigma, coefficients, steps, separation, p, is_warm, seed, number):
+def _chunk(sigma, coefficients, steps, separation, p, is_warm, seed, side_precision, number):
     rng = np.random.Generator(np.random.SFC64([seed >> 64, seed & (2**64 - 1), number]))
     noise = rng.standard_normal((steps, _CHUNK), np.float32)
     participates = np.zeros((steps, _CHUNK), np.float32)
@@ -198,7 +236,10 @@ def _chunk(sigma, coefficients, steps, separation, p, is_warm, seed, number):
         position = np.minimum(position + separation - 1 + rng.geometric(p, _CHUNK), steps)
     weights = tuple(np.asarray(w, np.float32) for w in (coefficients, _norms(coefficients, steps)))
     scalars = tuple(np.float32(x) for x in (sigma, p))
-    ratio = _ratios(noise, participates, *weights, *scalars, separation, is_warm)
+    side = None
+    if side_precision:
+        side = rng.standard_normal((steps, _CHUNK), np.float32), np.float32(math.sqrt(side_precision))
+    ratio = _ratios(noise, participates, *weights, *scalars, separation, is_warm, side)
     with np.errstate(divide="ignore", invalid="ignore"):
         remove, add = np.log(np.asarray(ratio, np.float64)) * np.array([[1.0], [-1.0]])
     # overflow and underflow happen on the losing side, and count there
@@ -221,11 +262,15 @@ def _ratios(
     p: Float[Array, ""],
     separation: int,
     is_warm: bool,
+    side: tuple[Float[Array, "steps samples"], Float[Array, ""]] | None = None,
 ) -> Float[Array, "2 samples"]:
     r"""Likelihood ratios of samples under P (where the unit takes part) and under Q (where it does not).
 
     Backwards in time, with $R_i$ the ratio of what follows if the unit is not resting at step $i$,
     $R_i = (1 - p) R_{i+1} + p \frac{N(c_i)}{N(0)}(y) R_{i+b}$: columns $b$ steps apart do not overlap.
+
+    `side` is the noise of further Gaussian queries of every step, of which a participation moves the sum by `side[1]` standard deviations: one more
+    coordinate of the column, which no other column has.
     """
     steps, bands = noise.shape[0], coefficients.shape[0]
 
@@ -238,6 +283,10 @@ def _ratios(
     plain = correlate(noise, -1) / sigma
     moved = plain + correlate(correlate(participates, 1), -1) / jnp.square(sigma)
     half = (0.5 * norms / jnp.square(sigma))[:, None, None]
+    if side is not None:
+        plain = plain + side[1] * side[0]
+        moved = moved + side[1] * (side[0] + side[1] * participates)
+        half = half + 0.5 * jnp.square(side[1])
     factors = p * jnp.exp(jnp.stack([moved, plain], axis=1) - half)
 
     def step(rest, inputs):

@@ -19,6 +19,7 @@ from ._distributions import (
 )
 from ._event_tree import canonical, composed, parts
 from ._fixed_size import fixed_size_gaussian
+from ._monte_carlo import min_sep_distribution, samples_for
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -32,10 +33,6 @@ _MSG_PRESENCE = (
 _MSG_FIXED_SIZE = (
     "Sampling of a fixed size can be accounted for with `adjacency='replace_one'` or `'replace_special'`: the batches of everybody depend on how "
     "many examples there are, so none can be added or removed."
-)
-_MSG_COMPOSED = (
-    "b-min-sep sampling is accounted for by Monte Carlo, whose samples of a privacy loss do not compose with other mechanisms. Account for it "
-    "alone, or use `CyclicPoissonSampler` with a banded strategy, which composes with everything."
 )
 
 
@@ -60,9 +57,6 @@ def strict(event: Any) -> Any:
             return da.ComposedDpEvent(tuple(strict(e) for e in event.events))  # pyright: ignore[reportArgumentType]
         case CoupledDpEvent():
             return CoupledDpEvent(strict(event.event), float(event.failure_probability))
-        case da.PoissonSampledDpEvent(event=da.dp_event.ZCDpEvent()):
-            # Rényi divergences are jointly quasi-convex, so that sampling, a mixture, cannot do worse than taking part surely
-            return canonical(event.event)
         case da.PoissonSampledDpEvent(event=da.SelfComposedDpEvent() | da.ComposedDpEvent()):
             return da.PoissonSampledDpEvent(float(event.sampling_probability), _folded(event.event))
         case da.SampledWithoutReplacementDpEvent(event=da.SelfComposedDpEvent() | da.ComposedDpEvent()):
@@ -110,6 +104,8 @@ def surrogate(event: Any) -> Any:
             return da.ComposedDpEvent(tuple(surrogate(e) for e in event.events))  # pyright: ignore[reportArgumentType]
         case _events.CoupledDpEvent():
             return surrogate(event.event)
+        case da.PoissonSampledDpEvent(event=da.dp_event.ZCDpEvent(rho=rho)) if rho > 0:
+            return sampled(event.sampling_probability, (2 * rho) ** -0.5, 1)
         case da.TruncatedSubsampledGaussianDpEvent():
             return sampled(event.sampling_probability, event.noise_multiplier, 1)
         case _events.RandomAllocationDpEvent():
@@ -126,17 +122,20 @@ def surrogate(event: Any) -> Any:
     return event
 
 
-def distribution_of(event: "DpEvent", adjacency: str, interval: float) -> LossDistribution:
-    """The pessimistic privacy loss of `event`, whose numbers are Python's; raises `ValueError` where none is known."""
+def distribution_of(event: "DpEvent", adjacency: str, interval: float, samples: int | None = None) -> LossDistribution:
+    """The pessimistic privacy loss of `event`, whose numbers are Python's; raises `ValueError` where none is known.
+
+    `samples` of what is simulated are drawn, by default enough for a delta of 1e-4.
+    """
     total = nothing(interval)
     for part, count in parts(composed(parts(event))):
-        run = _one(part, adjacency, interval).self_compose(count)
+        run = _one(part, adjacency, interval, samples).self_compose(count)
         total = run if total is nothing(interval) else total.compose(run)
     return total
 
 
 @functools.lru_cache(maxsize=32)
-def _one(event: Any, adjacency: str, interval: float) -> LossDistribution:
+def _one(event: Any, adjacency: str, interval: float, samples: int | None = None) -> LossDistribution:
     import dp_accounting as da
 
     from .. import _events
@@ -154,7 +153,7 @@ def _one(event: Any, adjacency: str, interval: float) -> LossDistribution:
             build = poisson_gaussian_replaced if adjacency == "replace_one" else poisson_gaussian
             return build(multiplier, event.sampling_probability, interval)
         case da.PoissonSampledDpEvent(sampling_probability=1.0):
-            return distribution_of(event.event, adjacency, interval)
+            return distribution_of(event.event, adjacency, interval, samples)
         case da.TruncatedSubsampledGaussianDpEvent() if event.noise_multiplier > 0 and event.sampling_probability > 0:
             return _truncated(event, adjacency, interval)
         case _events.RandomAllocationDpEvent():
@@ -170,10 +169,10 @@ def _one(event: Any, adjacency: str, interval: float) -> LossDistribution:
                 event.num_examples, event.batch_size, event.noise_multiplier, event.replace, interval
             )
         case _events.CoupledDpEvent():
-            inner = distribution_of(event.event, adjacency, interval)
+            inner = distribution_of(event.event, adjacency, interval, samples)
             return LossDistribution(inner.remove, inner.add, inner.coupling + event.failure_probability)
         case _events.MinSepSampledDpEvent():
-            raise ValueError(_MSG_COMPOSED)
+            return min_sep_distribution(event, adjacency, interval, samples or samples_for(1e-4))
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant(relation(adjacency), value_discretization_interval=interval)

@@ -5,6 +5,7 @@ from typing import Any
 
 from ._event_tree import parts
 from ._pairs import relation
+from ._poisson_renyi import is_sampled_zcdp, sampled_zcdp
 
 _MSG_REPLACEMENT = (
     "`accountant='rdp'` cannot account for {event} under `adjacency='replace_one'`: Rényi accounting of dp_accounting takes the sensitivity of "
@@ -46,6 +47,11 @@ def renyi_accountant(event: Any, adjacency: str) -> tuple[Any, float]:
     is_fixed = any(isinstance(leaf, da.SampledWithoutReplacementDpEvent) for leaf, _ in leaves)
     accountant = RdpAccountant(neighboring_relation=relation("replace_one" if is_fixed else adjacency))
     for leaf, count in leaves:
+        if is_sampled_zcdp(leaf):
+            accountant._rdp += count * sampled_zcdp(
+                leaf, accountant._orders
+            )  # dp_accounting has no amplification for it
+            continue
         if not accountant.supports(leaf):
             raise ValueError(_MSG_UNKNOWN.format(event=leaf, adjacency=adjacency))
         accountant.compose(leaf, count)

@@ -11,6 +11,7 @@ from .._types import RealScalarLike
 from ..random import fresh_seed
 from ..sampling import check_seed
 from ..sampling._philox import generator
+from ._accountable import Release
 from ._accountants import Adjacency, delta as delta_of, epsilon as epsilon_of
 from ._event_tree import canonical
 from ._groups import event_and_adjacency
@@ -23,14 +24,20 @@ def search_event(event_or_plan: Any, mean_runs: RealScalarLike, shape: Any = "lo
     """The DP event of publishing the best of `number_of_runs(mean_runs, shape)` runs, for a ledger or filter. Rényi accounting knows it.
 
     Arguments as for `search_epsilon`.
+
+    **Returns:**
+
+    Of a bare event an event; of a plan (or whatever has an adjacency and a unit) a `Release`, which keeps both, so that a ledger for other
+    neighbours refuses it.
     """
     import dp_accounting as da
 
     mean, shape = _distribution(mean_runs, shape)
-    event = canonical(event_or_plan.event if hasattr(event_or_plan, "adjacency") else event_or_plan)
-    if mean == 1 and math.isfinite(shape):
-        return event  # exactly one run
-    return da.dp_event.RepeatAndSelectDpEvent(event, mean, shape)
+    has_neighbours = hasattr(event_or_plan, "adjacency")
+    event = canonical(event_or_plan.event if has_neighbours else event_or_plan)
+    if mean > 1 or math.isinf(shape):  # else exactly one run
+        event = da.dp_event.RepeatAndSelectDpEvent(event, mean, shape)
+    return Release(event, event_or_plan.adjacency, event_or_plan.unit) if has_neighbours else event
 
 
 def search_epsilon(

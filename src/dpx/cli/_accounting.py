@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import typer
 
+from .._round import round_epsilon, round_up
 from ..clipping import FlatClipping
 from ..noise import AbstractNoise, CorrelatedGaussian, IndependentGaussian
 from ..plan import PrivacyPlan, dp_mf, dp_sgd
@@ -37,6 +38,7 @@ class Options(NamedTuple):
     - `adjacency`: who the neighbours are; None for the sampler's own.
     - `accountant`: `"pld"` or `"rdp"`.
     - `max_batch_size`: where Poisson batches are cut, if anywhere.
+    - `clip_norm`: None if it is not chosen yet, in which case noise is stated in units of it.
     """
 
     examples: int
@@ -47,6 +49,7 @@ class Options(NamedTuple):
     adjacency: str | None
     accountant: str
     max_batch_size: int | None
+    clip_norm: float | None = None
 
 
 def plan_of(options: Options, noise_multiplier: float | None) -> PrivacyPlan:
@@ -57,7 +60,7 @@ def plan_of(options: Options, noise_multiplier: float | None) -> PrivacyPlan:
         noise = CorrelatedGaussian(BandedToeplitz.optimize(options.steps, options.bands), noise_multiplier)
     return PrivacyPlan(
         sampler,
-        FlatClipping(1.0),
+        FlatClipping(1.0 if options.clip_norm is None else options.clip_norm),
         noise,
         adjacency=options.adjacency or _usual_adjacency(sampler),
         accountant=options.accountant,
@@ -114,18 +117,18 @@ def calibrate(
 def account(options: Options, noise_multiplier: float, delta: float, as_json: bool) -> None:
     """Prints what a run costs: epsilon, advantage, and how it grows."""
     plan = plan_of(options, noise_multiplier)
-    report = plan.report(delta)
+    report = plan.report(delta, in_clip_norms=options.clip_norm is None)
     if as_json:
         _print_json(report)
         return
     _print_summary(_summary(plan, delta), "cost")
     table = _table("epsilon as the run goes on", "step", "epsilon")
     for step, epsilon in report["epsilon_after_steps"].items():
-        table.add_row(f"{int(step):,}", rounded_up(epsilon))
+        table.add_row(f"{int(step):,}", round_epsilon(epsilon))
     _console().print(table)
     table = _table("attacks", "false-positive rate", "true-positive rate at most")
     for rate, power in report["true_positive_rate"].items():
-        table.add_row(rate, rounded_up(power))
+        table.add_row(rate, round_epsilon(power))
     _console().print(table)
 
 
@@ -153,14 +156,14 @@ def compare(options: Options, epsilon: float, delta: float, as_json: bool) -> No
     if as_json:
         _print_json({"epsilon": epsilon, "delta": delta, "clip_norm": 1.0, "plans": rows})
         return
-    title = f"epsilon {epsilon:g} at delta {delta:g}, clip norm 1: error of sums of normalised gradients, and noise of one step"
+    title = f"epsilon {round_up(epsilon)} at delta {round_up(delta)}, clip norm 1: error of sums of normalised gradients, and noise of one step"
     table = _table(title, "mechanism", "sampling", "error", "one step", "noise multiplier", "neighbours")
     for row in rows:
         if row["error"] is not None:
             numbers = (
-                f"{row['error']:.5g}",
-                f"{row['step_error']:.5g}",
-                f"{row['noise_multiplier']:.5g}",
+                round_up(row["error"], 5),
+                round_up(row["step_error"], 5),
+                round_up(row["noise_multiplier"]),
                 row["adjacency"],
             )
             table.add_row(row["mechanism"], row["sampling"], *numbers)
@@ -212,7 +215,7 @@ def report(
     plan = plan_of(options, noise_multiplier)
     if epsilon is not None:
         plan = plan.calibrate(epsilon, delta)
-    found = plan.report(delta)
+    found = plan.report(delta, in_clip_norms=options.clip_norm is None)
     out.mkdir(parents=True, exist_ok=True)
     half = out / f".{os.getpid()}-report.json"  # a crash leaves the old file or the new one
     half.write_text(json.dumps(finite(found), indent=2, allow_nan=False) + "\n")
@@ -248,16 +251,11 @@ def _print_summary(found: dict[str, Any], title: str) -> None:
     for name, value in found.items():
         if value is None or name in ("solved_for", "budget"):
             continue
-        text = f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        text = round_up(value) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
         if name in ("epsilon", "advantage"):
-            text = rounded_up(value)
+            text = round_epsilon(value)
         table.add_row(name.replace("_", " "), text)
     _console().print(table)
-
-
-def rounded_up(value: float) -> str:
-    """Four decimals, never rounded down: what is stated must be a bound."""
-    return f"{math.ceil(value * 1e4) / 1e4:.4f}" if math.isfinite(value) else "infinity"
 
 
 def finite(value: Any) -> Any:

@@ -66,6 +66,10 @@ Adjacency = Annotated[
 ]
 Tool = Annotated[Accountant, typer.Option(help="Privacy loss distributions (tight), or Rényi.")]
 MostExamples = Annotated[int | None, typer.Option(help="Cut larger Poisson batches, which costs privacy.")]
+ClipNorm = Annotated[
+    float | None,
+    typer.Option(help="Bound on one gradient's norm; without it noise is stated in units of the clip norm."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 
 app = typer.Typer(
@@ -96,6 +100,7 @@ def _options(
     adjacency: Neighbours | None,
     accountant: Accountant,
     max_batch_size: int | None,
+    clip_norm: float | None = None,
 ) -> Any:
     from ._accounting import Options
 
@@ -108,6 +113,7 @@ def _options(
         None if adjacency is None else adjacency.value,
         accountant.value,
         max_batch_size,
+        clip_norm,
     )
 
 
@@ -161,13 +167,16 @@ def account(
     adjacency: Adjacency = None,
     accountant: Tool = Accountant.pld,
     max_batch_size: MostExamples = None,
+    clip_norm: ClipNorm = None,
     as_json: Json = False,
 ) -> None:
     """Says what a run costs: epsilon, attack rates, and how epsilon grows with the steps."""
     from ._accounting import account as run
 
     with _told():
-        options = _options(examples, batch_size, steps, sampling, bands, adjacency, accountant, max_batch_size)
+        options = _options(
+            examples, batch_size, steps, sampling, bands, adjacency, accountant, max_batch_size, clip_norm
+        )
         run(options, noise_multiplier, delta, as_json)
 
 
@@ -203,6 +212,7 @@ def report(
     adjacency: Adjacency = None,
     accountant: Tool = Accountant.pld,
     max_batch_size: MostExamples = None,
+    clip_norm: ClipNorm = None,
     out: Annotated[Path, typer.Option(help="Folder for report.json and privacy.png.")] = Path("dpx-report"),
     as_json: Json = False,
 ) -> None:
@@ -210,7 +220,9 @@ def report(
     from ._accounting import report as run
 
     with _told():
-        options = _options(examples, batch_size, steps, sampling, bands, adjacency, accountant, max_batch_size)
+        options = _options(
+            examples, batch_size, steps, sampling, bands, adjacency, accountant, max_batch_size, clip_norm
+        )
         run(options, noise_multiplier, epsilon, delta, out, as_json)
 
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .._checks import positive_float
 from .._files import write_atomically
+from .._round import round_up
 from ..clipping import FlatClipping, NoClipping
 from ..gradients import Vectorized
 from ..plan import PrivacyPlan, dp_mf, dp_sgd
@@ -56,7 +57,9 @@ def run(
         plan = dp_mf(*sizes, strategy=BandedToeplitz.optimize(steps, bands, workload=workload), **budget)
     else:
         plan = dp_sgd(*sizes, **budget)
-    console.print(f"Noise multiplier {plan.noise_multiplier:.4f} for epsilon {epsilon:g} at delta {delta:g}.")
+    console.print(
+        f"Noise multiplier {round_up(plan.noise_multiplier)} for epsilon {round_up(epsilon)} at delta {round_up(delta)}."
+    )
     curve = _train(plan, optax.sgd(learning_rate, momentum=_MOMENTUM), train, test, seed, console, "private", delta)
     plain = None
     if baseline:
@@ -138,7 +141,7 @@ def _train(
                 if delta is not None:
                     point["epsilon"] = plan.epsilon(delta, steps=done)
                 curve.append(point)
-                spent = f"  epsilon {point['epsilon']:.2f}" if delta is not None else ""
+                spent = f"  epsilon {round_up(point['epsilon'], 3)}" if delta is not None else ""
                 progress.update(task, description=f"test loss {loss:.3f}  accuracy {accuracy:.1%}{spent}")
             progress.advance(task)
     state.raise_if_failed()
@@ -160,7 +163,9 @@ def _plot(path: Path, curve: list[dict[str, float]], plain: list[dict[str, float
         )
     left.set(xlabel="step", ylabel="test accuracy", ylim=(0, 1))
     right = left.twinx()
-    lines += right.plot(column(curve, "step"), column(curve, "epsilon"), "C1-", label="epsilon spent")
+    # a step function: a chord would lie below the curve, which is concave
+    drawn = column(curve, "step"), column(curve, "epsilon")
+    lines += right.plot([0, *drawn[0]], [0.0, *drawn[1]], "C1-", drawstyle="steps-pre", label="epsilon spent")
     right.set(ylabel="epsilon", ylim=(0, None))
     left.legend(handles=lines, loc="lower right")
     figure.savefig(path, format="png", dpi=150)

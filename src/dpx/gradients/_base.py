@@ -6,11 +6,14 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._norms import exponent, times_power
 from .._types import Examples, FactorsFromNorms, Params, PerExampleLoss, Quantise
 
-# Norms are inflated by this before factors are made of them: XLA sums squares in trees whose rounding was measured to stay below half
-# of it (tests/test_clipping.py), and the product of factor and gradient rounds by 2**-24 more.
-SLACK = 1 + 2.0**-20
+# Bounds of norms are inflated by this before factors are made of them, for the few operations that are left: adding up the squares of up to a
+# million leaves by halves, the factor, its product with the gradient. docs/ghost.md has the account.
+SLACK = 1 + 2.0**-19
+# Clip norms are below 2**50.
+_LONGEST = 60
 
 
 class ClippedSum(eqx.Module):
@@ -88,13 +91,21 @@ class AbstractGradientMethod(eqx.Module):
 
 def clip_weights(
     norms: Float[Array, "batch groups"], mask: Bool[Array, " batch"], factors: FactorsFromNorms
-) -> tuple[Float[Array, "batch groups"], Bool[Array, " batch"]]:
-    """Weights of every (example, group), and which examples are kept; a masked or non-finite example has weight zero.
+) -> tuple[Float[Array, "2 batch groups"], Bool[Array, " batch"]]:
+    """Weights of every (example, group), as two factors, and which examples are kept; a masked or non-finite example has weight zero.
 
-    The norms are inflated by their rounding error first, so that what factors made of them let through obeys the bound exactly.
-    Multiplying by the zero weight is not enough to remove an example, since `0 * inf` is NaN: select by the second output.
+    `norms` are upper bounds of what will be added up. They are inflated by the rounding that is left, so that what factors made of them let
+    through obeys the bound exactly.
+
+    The first factor is a power of two, by which gradients longer than any clip norm are shortened before they are clipped: a weight of
+    theirs would underflow. The result is another gradient of the same direction, clipped.
+
+    Multiplying by a zero weight is not enough to remove an example, since `0 * inf` is NaN: select by the second output.
     """
     keep = mask & jnp.all(jnp.isfinite(norms), axis=1)
     column = keep[:, None]
-    weights = factors(jnp.where(column, norms * SLACK, 0))
-    return jnp.where(column, weights, 0), keep
+    norms = jnp.where(column, norms, 0)
+    shorten = jnp.minimum(0, _LONGEST - exponent(norms, ()))
+    weights = factors(times_power(norms, shorten) * SLACK)
+    powers = times_power(jnp.ones_like(norms), shorten)
+    return jnp.where(column[None], jnp.stack([powers, weights]), 0), keep

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from .._checks import positive_int
-from .._tree import grouped, leaf_paths, per_example_power, root, weighted, weighted_sum
+from .._norms import at_most, grouped_norms, norms_of, settle
+from .._tree import leaf_paths, weighted, weighted_sum
 from .._types import Examples, FactorsFromNorms, Params, PerExampleLoss, Quantise
 from ._base import AbstractGradientMethod, ClippedSum, LeafPlan, clip_weights
 from ._microbatch import in_microbatches
@@ -49,13 +50,17 @@ class Vectorized(AbstractGradientMethod):
 
         def compute(examples, mask):
             grads, (losses, aux) = jax.vmap(jax.grad(value, has_aux=True), in_axes=(None, 0))(params, examples)
+            # what is measured must be what is added up, to the last bit
+            grads = settle(grads, mask)
             leaves, treedef = jax.tree.flatten(grads)
-            norms = root(grouped([per_example_power(g, order) for g in leaves], labels), order)
-            weights, keep = clip_weights(norms, mask, factors)
+            found = norms_of(leaves, order)
+            norms = grouped_norms(found, labels, order)
+            safe = [at_most(norm, g.shape[1:], order) for norm, g in zip(found, leaves, strict=True)]
+            weights, keep = clip_weights(grouped_norms(safe, labels, order), mask, factors)
             if quantise is None:
-                sums = [weighted_sum(g, weights[:, label], keep) for g, label in zip(leaves, labels, strict=True)]
+                sums = [weighted_sum(g, weights[:, :, label], keep) for g, label in zip(leaves, labels, strict=True)]
             else:
-                terms = [weighted(g, weights[:, label], keep) for g, label in zip(leaves, labels, strict=True)]
+                terms = [weighted(g, weights[:, :, label], keep) for g, label in zip(leaves, labels, strict=True)]
                 sums = [jnp.sum(v, axis=0, dtype=jnp.int32) for v in quantise(terms)]
             return ClippedSum(jax.tree.unflatten(treedef, sums), norms, losses, aux)
 

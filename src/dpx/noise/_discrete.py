@@ -53,8 +53,8 @@ class DiscreteGaussian(AbstractIntegerNoise):
     independent random bits (`dpx.random.chacha_key` has the best). How often it loops depends on the noise alone, but an observer of its
     running time learns something about the largest noise.
 
-    Accounting is by zero-concentrated DP: plans need `accountant="rdp"`, and count no amplification by sampling, since `dp_accounting` has
-    none for it. Without amplification many steps are costly: use large batches.
+    Accounting is by zero-concentrated DP: plans need `accountant="rdp"`. Poisson sampling (cyclic, too) amplifies it by the general bound of Zhu
+    and Wang (2019), which knows nothing of the noise but its Rényi divergences: looser than what sampled Gaussian noise of this scale has.
 
     **Arguments:**
 
@@ -65,7 +65,8 @@ class DiscreteGaussian(AbstractIntegerNoise):
     ??? cite "Reference"
 
         Canonne, Kamath and Steinke, *The discrete Gaussian for differential privacy*, NeurIPS 2020; Kairouz, Liu and Steinke, *The
-        distributed discrete Gaussian mechanism*, ICML 2021; Karney, *Sampling exactly from the normal distribution*, 2016.
+        distributed discrete Gaussian mechanism*, ICML 2021; Zhu and Wang, *Poisson subsampled Rényi differential privacy*, ICML 2019;
+        Karney, *Sampling exactly from the normal distribution*, 2016.
     """
 
     noise_multiplier: Float[Array, ""] | None

@@ -30,7 +30,7 @@ from ..private_gradient import PrivateGradient
 from ..private_sum import PrivateSum
 from ..random import fresh_seed
 from ..sampling import AbstractSampler, check_seed, gather_batches
-from . import _report, _search
+from . import _bracket, _report, _search
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -141,6 +141,7 @@ class PrivacyPlan(eqx.Module):
             )
         self.unit = unit
         self.accountant = accountant  # pyright: ignore[reportAttributeAccessIssue]
+        check_joint_noise(clipping, noise, sampler.steps, sampler.participation_per_event)
 
     @property
     def is_calibrated(self) -> bool:
@@ -165,6 +166,10 @@ class PrivacyPlan(eqx.Module):
     def event(self) -> "DpEvent":
         """The DP event of the whole run, derived from the parts."""
         return self._event(self.steps)
+
+    def event_after(self, steps: Any) -> "DpEvent":
+        """The DP event of the first `steps` steps."""
+        return self._event(self._first(positive_int("PrivacyPlan.event_after(steps=...)", steps)))
 
     def epsilon(self, delta: RealScalarLike, steps: Any = None) -> float:
         r"""The $\varepsilon$ that the run has at `delta`, or that its first `steps` steps have spent.
@@ -192,6 +197,37 @@ class PrivacyPlan(eqx.Module):
             adjacency=self.adjacency,
             accountant=self.accountant,
         )
+
+    def epsilon_bracket(self, delta: RealScalarLike) -> tuple[float, float]:
+        r"""A proven lower and a proven upper bound on the least $\varepsilon$ that the run has at `delta` in the worst case.
+
+        The upper one is `epsilon(delta)`. The lower one is what some attacker reaches who picks neighbouring data sets, the loss and all
+        gradients, and knows what the plan counts as no secret: the order of a `ShuffleSampler`, the groups of a `CyclicPoissonSampler`. How
+        far apart the two are says how much of epsilon may be the accounting's fault.
+
+        | plan | apart |
+        |---|---|
+        | `ShuffleSampler` or no sampling, Gaussian noise | rounding; with correlated noise as far as its sensitivity is not reached |
+        | `PoissonSampler`, `CyclicPoissonSampler` with Gaussian or Laplace noise; `RandomAllocationSampler` | less than 1 % |
+        | `BallsInBinsSampler`, independent noise, whole cycles | less than 1 % |
+        | `BallsInBinsSampler` otherwise, `MinSepSampler`, `FixedSizeSampler`, `max_batch_size` | more: see the docs on accounting |
+        | `DiscreteGaussian`, `accountant="rdp"` | as far as Rényi accounting is loose |
+        | samplers and noise that are not dpx's own | the lower bound is 0 |
+
+        !!! success "Guarantee"
+
+            For the mechanism with exactly the plan's parameters, `lower <= least epsilon <= upper`. What runs has a little more noise (the scale is
+            rounded up by $2^{-22}$) and slightly shorter contributions. The lower bound of `MinSepSampler` is from samples, and too large
+            with probability 1e-8. A clipping of your own is taken to reach its sensitivity.
+
+        **Raises:** as `epsilon` does, and `ArithmeticError` if the bounds contradict each other, which would be a fault of dpx.
+        """
+        delta = probability("PrivacyPlan.epsilon_bracket(delta=...)", delta)
+        upper = self.epsilon(delta)
+        if isinstance(self.clipping, NoClipping):
+            return math.inf, upper
+        lower = _bracket.lower_epsilon(self, delta, upper)
+        return accounting.check_bracket(lower, upper, self.event, delta, self.adjacency)
 
     def epsilon_by_adjacency(self, delta: RealScalarLike) -> dict[str, float]:
         r"""$\varepsilon$ of the same run for each notion of neighbours that can be accounted for. The same noise hides less where more may
@@ -292,7 +328,9 @@ class PrivacyPlan(eqx.Module):
             return plan
         if not self.is_calibrated:
             raise ValueError(f"`calibrate(parameter={parameter!r})` needs a noise multiplier; this plan has none.")
-        return _search.largest(self, parameter, target)
+        plan = _search.largest(self, parameter, target)
+        check_joint_noise(plan.clipping, plan.noise, plan.steps, plan.sampler.participation_per_event)
+        return plan
 
     def _target(
         self, epsilon: Any, delta: Any, advantage: Any, true_positive_rate: Any, false_positive_rate: Any
@@ -416,15 +454,23 @@ class PrivacyPlan(eqx.Module):
         seed = fresh_seed() if seed is None else check_seed("PrivacyPlan.batches(seed=...)", seed)
         return gather_batches(self.sampler, data, seed=seed, start=start)
 
-    def statement(self, delta: RealScalarLike) -> str:
-        """The privacy statement, in plain English: mechanism, unit, adjacency, sampling, parameters, epsilon, and what is assumed."""
-        delta = probability("PrivacyPlan.statement(delta=...)", delta)
-        return _report.statement(self, delta)
+    def statement(self, delta: RealScalarLike, *, in_clip_norms: bool = False) -> str:
+        r"""The privacy statement, in plain English: mechanism, unit, adjacency, sampling, parameters, epsilon, and what is assumed.
 
-    def report(self, delta: RealScalarLike) -> dict[str, Any]:
-        """What the statement says, the event, curves and versions, as JSON-serialisable data."""
+        Epsilon, delta, noise and rates of attacks are rounded up, so that what is read is a bound and what is run again keeps it.
+
+        **Arguments:**
+
+        - `delta`: $\delta$.
+        - `in_clip_norms`: state the noise in units of the clip norm, where that is not chosen yet: privacy does not depend on it.
+        """
+        delta = probability("PrivacyPlan.statement(delta=...)", delta)
+        return _report.statement(self, delta, in_clip_norms)
+
+    def report(self, delta: RealScalarLike, *, in_clip_norms: bool = False) -> dict[str, Any]:
+        """What the statement says, the event, curves and versions, as JSON-serialisable data; arguments as for `statement`."""
         delta = probability("PrivacyPlan.report(delta=...)", delta)
-        return _report.report(self, delta)
+        return _report.report(self, delta, in_clip_norms)
 
     def plot(self, path: Any, delta: RealScalarLike) -> Path:
         """Writes the trade-off curve, epsilon over steps and delta against epsilon as one figure.
@@ -456,7 +502,13 @@ class PrivacyPlan(eqx.Module):
         strategy = getattr(noise, "strategy", None)
         event = self.sampler.event(self.noise.event(multiplier), self.noise.bands, steps, strategy)
         if self.noise.bands != 1 and (costs or self.clipping.side_noise_multipliers):
-            _refuse_side_queries(event)
+            # those of a banded matrix and of single steps are not one Gaussian mechanism if who takes part is drawn
+            sides = [float(side) ** -2 for side in self.clipping.side_noise_multipliers]
+            rest = self.noise_multiplier**-2 - sum(sides)
+            own = (
+                rest**-0.5 if sides and rest > 0 else self.noise_multiplier
+            )  # nothing left: no plan, but a step of a search
+            event = _with_side_queries(event, own, sum(sides) + sum(costs))
         return event
 
     def _first(self, steps: Any) -> int:
@@ -483,11 +535,21 @@ class PrivacyPlan(eqx.Module):
         return dataclasses.replace(self, noise=dataclasses.replace(noise, noise_multiplier=noise_multiplier))
 
 
-def _refuse_side_queries(event: "DpEvent") -> None:
-    from .._events import GaussianMixtureOfBinsDpEvent, MinSepSampledDpEvent
+def _with_side_queries(event: "DpEvent", noise_multiplier: float, side_precision: float) -> "DpEvent":
+    """The event where simulation must know the gradient's own noise multiplier and what else a participation is seen in; raises where nobody
+    knows how to account for that."""
+    import attr
 
-    if isinstance(event, GaussianMixtureOfBinsDpEvent | MinSepSampledDpEvent):
-        raise ValueError(
-            "Nobody can account for adaptive clipping or metrics next to correlated noise under balls-in-bins or b-min-sep sampling. Use "
-            "`CyclicPoissonSampler`, independent noise, or a clip norm that is fixed and no metrics."
-        )
+    from .._events import CoupledDpEvent, GaussianMixtureOfBinsDpEvent, MinSepSampledDpEvent
+
+    match event:
+        case CoupledDpEvent():
+            return attr.evolve(event, event=_with_side_queries(event.event, noise_multiplier, side_precision))
+        case MinSepSampledDpEvent():
+            return attr.evolve(event, noise_multiplier=noise_multiplier, side_precision=side_precision)
+        case GaussianMixtureOfBinsDpEvent():
+            raise ValueError(
+                "Nobody can account for adaptive clipping or metrics next to correlated noise under balls-in-bins sampling. Use "
+                "`CyclicPoissonSampler` or `MinSepSampler`, independent noise, or a clip norm that is fixed and no metrics."
+            )
+    return event

@@ -91,7 +91,7 @@ def least_noise(plan: "PrivacyPlan", target: Target) -> "PrivacyPlan":
         excess = target.excess(measure)
 
         def of(multiplier: float) -> float:
-            candidate = plan.with_noise_multiplier(multiplier)
+            candidate = _unchecked(plan, noise=_with_multiplier(plan.noise, multiplier))
             seen[multiplier] = candidate
             return excess(candidate)
 
@@ -109,7 +109,7 @@ def largest(plan: "PrivacyPlan", parameter: str, target: Target) -> "PrivacyPlan
     most = int(min(caps)) if parameter == "batch_size" else 2**24
 
     def plan_with(number: int) -> "PrivacyPlan":
-        return dataclasses.replace(plan, sampler=_resized(plan.sampler, **{parameter: number}))
+        return _unchecked(plan, sampler=_resized(plan.sampler, **{parameter: number}))
 
     def whole(x: float) -> int:
         return max(1, min(most, round(1 / x)))
@@ -133,6 +133,18 @@ def largest(plan: "PrivacyPlan", parameter: str, target: Target) -> "PrivacyPlan
             f"Not even {parameter} = 1 keeps {target.description} with noise multiplier {plan.noise_multiplier:g}."
         )
     return plan_with(best)
+
+
+def _with_multiplier(noise: Any, noise_multiplier: float) -> Any:
+    return dataclasses.replace(noise, noise_multiplier=noise_multiplier)
+
+
+def _unchecked(plan: "PrivacyPlan", **changes: Any) -> "PrivacyPlan":
+    """A candidate on the way to an answer, which need not be a plan that could run: private counts may cost more than its noise allows."""
+    candidate = object.__new__(type(plan))
+    for field in dataclasses.fields(plan):
+        object.__setattr__(candidate, field.name, changes.get(field.name, getattr(plan, field.name)))
+    return candidate
 
 
 def _resized(sampler: Any, **changes: int) -> Any:

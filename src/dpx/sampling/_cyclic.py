@@ -8,6 +8,7 @@ import equinox as eqx
 import numpy as np
 
 from .._checks import choice, positive_int
+from .._round import round_up
 from .._types import Participation
 from ..strategies import AbstractStrategy
 from ._base import ADJACENCIES, AbstractSampler, binomial_ceiling, check_batch_size, check_step
@@ -98,7 +99,7 @@ class CyclicPoissonSampler(AbstractSampler):
         how = "drawn at random" if self.partition == "independent" else "of equal size"
         return (
             f"the data is dealt into {self.cycle_length} groups {how}, and batch t takes every example of group t mod {self.cycle_length} "
-            f"independently with probability {self.sampling_probability:.6g} (cyclic Poisson sampling; {self.batch_size} of "
+            f"independently with probability {round_up(self.sampling_probability)} (cyclic Poisson sampling; {self.batch_size} of "
             f"{self.num_examples} expected)"
         )
 

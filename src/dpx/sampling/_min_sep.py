@@ -7,6 +7,7 @@ import equinox as eqx
 import numpy as np
 
 from .._checks import choice, positive_int
+from .._round import round_up
 from .._types import Participation
 from ..strategies import AbstractStrategy, BandedToeplitz
 from ._base import PRESENCE, AbstractSampler, binomial_ceiling, check_batch_size, check_step, gaussian_multiplier
@@ -123,7 +124,7 @@ class MinSepSampler(AbstractSampler):
     def assumption(self) -> str:
         text = (
             f"every example that took part in none of the {self.min_separation - 1} batches before is in a batch independently with probability "
-            f"{self.sampling_probability:.6g} (b-min-sep sampling, {self.start} start; {self.batch_size} of {self.num_examples} expected)"
+            f"{round_up(self.sampling_probability)} (b-min-sep sampling, {self.start} start; {self.batch_size} of {self.num_examples} expected)"
         )
         if self.max_batch_size is None:
             return text

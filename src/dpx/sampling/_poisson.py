@@ -6,6 +6,7 @@ import equinox as eqx
 import numpy as np
 
 from .._checks import positive_int
+from .._round import round_up
 from .._types import Participation
 from ..strategies import AbstractStrategy
 from ._base import ADJACENCIES, AbstractSampler, binomial_ceiling, check_batch_size, check_step
@@ -93,7 +94,7 @@ class PoissonSampler(AbstractSampler):
     @property
     def assumption(self) -> str:
         text = (
-            f"every example is in every batch independently with probability {self.sampling_probability:.6g} (Poisson sampling; "
+            f"every example is in every batch independently with probability {round_up(self.sampling_probability)} (Poisson sampling; "
             f"{self.batch_size} of {self.num_examples} expected)"
         )
         if self.max_batch_size is None:

@@ -15,6 +15,7 @@ from ._base import MSG_NO_REPLAY, AbstractStrategy, check_bands, check_coefficie
 from ._error import Workload, check_kind, inverse_series, resolve_workload, scaled_toeplitz_error
 from ._sensitivity import (
     GRAM_STEPS,
+    best_pattern,
     check_participation,
     decreasing_envelope,
     gram_sensitivity,
@@ -118,10 +119,10 @@ class ColumnNormalizedBanded(AbstractStrategy):
         check_steps(f"{call}.sensitivity", steps, self.steps)
         steps, separation, k = check_participation(call, steps, min_separation, max_participations)
         if k == 1 or separation >= len(self.coefficients):
-            # columns that lie within the first `steps` rows have norm 1, those that are cut off have less
-            norms = np.sqrt(np.cumsum(np.square(self._padded(steps)))[::-1]) / self._scales(steps)
-            chosen = norms[: (k - 1) * separation + 1 : separation]
-            return math.sqrt(float(np.square(chosen).sum()))
+            # columns that lie within the first `steps` rows have norm 1, those that a prefix cuts off have less, in no order:
+            # the pattern that misses them, wherever it begins, is the worst
+            squares = np.cumsum(np.square(self._padded(steps)))[::-1] / np.square(self._scales(steps))
+            return math.sqrt(float(best_pattern(squares, separation, k)))
         if steps <= GRAM_STEPS:
             matrix = self.materialize(steps)
             return gram_sensitivity(matrix.T @ matrix, separation, k)

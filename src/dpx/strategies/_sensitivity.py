@@ -5,6 +5,7 @@ steps, any two of them at least `separation` apart. The sensitivity is $\max \|C
 $\max_\pi (\sum_{i, j \in \pi} |X_{ij}|)^{1/2}$ with $X = C^\top C$, and equal to it where $X \ge 0$ (all contributions the same).
 """
 
+import functools
 import math
 from typing import Any
 
@@ -14,6 +15,9 @@ from .._checks import positive_int
 
 # above this many steps no Gram matrix is built to refine a bound that also has a closed form
 GRAM_STEPS = 2048
+
+# so many patterns are looked at one by one
+_MOST_PATTERNS = 2**13
 
 
 def check_participation(
@@ -43,8 +47,45 @@ def best_pattern(values: np.ndarray, separation: int, k: int) -> Any:
     return best[0]
 
 
+@functools.lru_cache(maxsize=16)
+def allowed_patterns(steps: int, separation: int, k: int) -> tuple[tuple[int, ...], ...] | None:
+    """The patterns that have no room for one more participation; None if there are too many patterns to look at."""
+    # those of m participations: m of the steps that are left when m - 1 gaps are taken out
+    if sum(math.comb(max(0, steps - (m - 1) * (separation - 1)), m) for m in range(1, k + 1)) > _MOST_PATTERNS:
+        return None
+    found: list[tuple[int, ...]] = []
+
+    def extend(pattern: tuple[int, ...]) -> None:
+        first = pattern[-1] + separation if pattern else 0
+        if len(pattern) == k or (pattern and first >= steps):
+            edges = (-separation, *pattern, steps - 1 + separation)
+            is_full = len(pattern) == k or all(b - a < 2 * separation for a, b in zip(edges, edges[1:], strict=False))
+            if is_full:
+                found.append(pattern)
+            return
+        for step in range(first, steps):
+            extend((*pattern, step))
+
+    extend(())
+    return tuple(found)
+
+
+def pattern_sensitivity(gram: np.ndarray, separation: int, k: int) -> float:
+    r"""$\max_\pi (\sum_{i, j \in \pi} |X_{ij}|)^{1/2}$, pattern by pattern; infinite where there are too many of them."""
+    patterns = allowed_patterns(len(gram), separation, k)
+    if patterns is None:
+        return math.inf
+    size = np.abs(gram)
+    most = 0.0
+    for length in sorted({len(p) for p in patterns}):
+        chosen = np.array([p for p in patterns if len(p) == length])
+        most = max(most, float(size[chosen[:, :, None], chosen[:, None, :]].sum((1, 2)).max()))
+    return math.sqrt(most)
+
+
 def gram_sensitivity(gram: np.ndarray, separation: int, k: int) -> float:
-    r"""Upper bound from $X = C^\top C$; exact for one participation and where $X_{ij} = 0$ for $|i - j| \ge$ `separation`.
+    r"""Upper bound from $X = C^\top C$; exact for one participation, where $X_{ij} = 0$ for $|i - j| \ge$ `separation`, and where no entry is
+    negative and the patterns are few enough to look at each.
 
     $\sum_{i,j \in \pi} |X_{ij}| \le \sum_{i \in \pi} r_i$, with $r_i$ the most that row $i$ can sum to when $i$ itself takes part.
     """
@@ -54,8 +95,10 @@ def gram_sensitivity(gram: np.ndarray, separation: int, k: int) -> float:
         return math.sqrt(float(diagonal.max()))
     index = np.arange(size)
     others = np.where(np.abs(index[:, None] - index[None, :]) >= separation, np.abs(gram), 0.0)
-    rows = diagonal + best_pattern(others, separation, k - 1) if others.any() else diagonal
-    return math.sqrt(float(best_pattern(rows, separation, k)))
+    if not others.any():
+        return math.sqrt(float(best_pattern(diagonal, separation, k)))
+    rows = diagonal + best_pattern(others, separation, k - 1)
+    return min(math.sqrt(float(best_pattern(rows, separation, k))), pattern_sensitivity(gram, separation, k))
 
 
 def decreasing_envelope(coefficients: np.ndarray) -> np.ndarray:

@@ -13,11 +13,12 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from ..._tree import grouped, per_example_power, root, weighted_sum
+from ..._norms import at_most, combined, grouped_norms, norms_of, settle
+from ..._tree import weighted_sum
 from .._base import clip_weights
 from ._jaxpr import Program, run
-from ._norm import gram_norm, outer_norm, recomputed_norm
-from ._plan import GRAM, OUTER, RECOMPUTE, Group, Plan
+from ._norm import Bounded, gram_norm, instantiated_norm, outer_norm, recomputed_norm
+from ._plan import GRAM, KEEP, OUTER, RECOMPUTE, Group, Plan
 from ._term import Term, instantiate, make_term, total
 from ._view import View
 
@@ -38,12 +39,14 @@ class Clip(eqx.Module):
     factors: Callable = eqx.field(static=True)
     order: int = eqx.field(static=True)
 
-    def weigh(self, powers: list[Array], errors: list[Array]) -> tuple[Array, Array, Array]:
-        """Norms, weights, and which examples are kept, from what each leaf adds to the power of the norm, and to its rounding error."""
-        power = grouped(powers, self.labels)
-        safe = root(power + grouped(errors, self.labels), self.order)
-        mask = jnp.ones_like(safe[:, 0], bool) if self.mask is None else self.mask
-        return root(power, self.order), *clip_weights(safe, mask, self.factors)
+    def weigh(self, found: "list[Bounded]") -> tuple[Array, Array, Array]:
+        """Norms, weights, and which examples are kept, from the norms of all leaves and bounds of what they add up."""
+        norms, safe = (grouped_norms(list(x), self.labels, self.order) for x in zip(*found, strict=True))
+        return norms, *clip_weights(safe, self.real(safe.shape[0]), self.factors)
+
+    def real(self, batch: int) -> Bool[Array, " batch"]:
+        """Which examples are real."""
+        return jnp.ones(batch, bool) if self.mask is None else self.mask
 
 
 Sums = tuple[list[Array], Float[Array, "batch groups"], Float[Array, " batch"], list[Array]]
@@ -56,28 +59,42 @@ def one_pass(
     batch = example_leaves[0].shape[0]
     losses, aux, captured, cotangents, direct = _differentiate(program, plan, leaves, example_leaves)
 
-    def squares(captured, cotangents, direct):
+    def instantiated(captured, cotangents):
         terms = _terms(plan, captured, cotangents)
-        found = [_square(group, [terms[k] for k in group.sites]) for group in plan.groups]
-        powers, errors = _by_leaf(plan, len(leaves), clip.order, batch, [f[:2] for f in found], direct)
-        return powers, errors, {k: f[2] for k, f in enumerate(found) if f[2] is not None}
+        groups = enumerate(plan.groups)
+        return {k: _instantiate([terms[j] for j in group.sites]) for k, group in groups if group.rule == KEEP}
+
+    def measure(captured, cotangents, direct, kept):
+        terms = _terms(plan, captured, cotangents)
+        found = [
+            instantiated_norm([], kept[k], True) if k in kept else _measure(group, [terms[j] for j in group.sites])
+            for k, group in enumerate(plan.groups)
+        ]
+        return _by_leaf(plan, len(leaves), clip.order, batch, found, direct)
 
     def sums(captured, cotangents, direct, kept, weights, keep, leaves):
         terms = _terms(plan, captured, cotangents)
-        column = lambda leaf: weights[:, clip.labels[leaf]]
+        column = lambda leaf: weights[:, :, clip.labels[leaf]]
         bases = [
             weighted_sum(kept[k], column(group.leaf), keep)
             if k in kept
-            else _total([terms[j] for j in group.sites], column(group.leaf), keep)
+            else _total(group, [terms[j] for j in group.sites], column(group.leaf), keep)
             for k, group in enumerate(plan.groups)
         ]
         rest = {k: weighted_sum(grads, column(k), keep) for k, grads in direct.items()}
         return _assemble(plan, leaves, bases, rest)
 
     # Under explicit axes, products over a sharded batch are ambiguous: there the compiler is left to place them.
-    powers, errors, kept = _automatic(squares, axis, PartitionSpec(axis))(captured, cotangents, direct)
-    norms, weights, keep = clip.weigh(powers, errors)
-    out = _automatic(sums, axis, _specs(leaves, axis))(captured, cotangents, direct, kept, weights, keep, leaves)
+    rows = PartitionSpec(axis)
+    kept = _automatic(instantiated, axis, rows)(captured, cotangents)
+    # what was instantiated replaces what it was made of
+    left = {j for group in plan.groups if group.rule != KEEP for j in group.sites}
+    cotangents = {k: y for k, y in cotangents.items() if k in left}
+    captured = {site.capture: captured[site.capture] for k, site in enumerate(plan.found.sites) if k in left}
+    # what is measured must be what is added up, to the last bit
+    values = settle((captured, cotangents, direct, kept), clip.real(batch))
+    norms, weights, keep = clip.weigh(_automatic(measure, axis, rows)(*values))
+    out = _automatic(sums, axis, _specs(leaves, axis))(*values, weights, keep, leaves)
     return out, norms, losses, aux
 
 
@@ -109,37 +126,35 @@ def two_passes(
                     lambda: (zero, zero, add()),
                 )
 
-            column = lambda leaf: weights[:, clip.labels[leaf]]
-            found, bases, rest, direct_found = [], [], {}, {}
+            column = lambda leaf: weights[:, :, clip.labels[leaf]]
+            found, bases, rest, measured = [], [], {}, {}
             for group in plan.groups:
                 parts = [terms[k] for k in group.sites]
-                measure = functools.partial(lambda group, parts: _square(group, parts)[:2], group, parts)
-                add = functools.partial(_total, parts, column(group.leaf), keep)
-                power, error, base = either(measure, add)
-                found.append((power, error))
+                measure = functools.partial(_measure, group, parts)
+                add = functools.partial(_total, group, parts, column(group.leaf), keep)
+                norm, safe, base = either(measure, add)
+                found.append((norm, safe))
                 bases.append(base)
             for leaf, grads in direct.items():
-                measure = functools.partial(lambda grads: (per_example_power(grads, clip.order), zero), grads)
+                measure = functools.partial(_measure_direct, grads, clip.order)
                 add = functools.partial(weighted_sum, grads, column(leaf), keep)
-                power, _, rest[leaf] = either(measure, add)
-                direct_found[leaf] = power
-            powers, errors = _by_leaf(plan, len(leaves), clip.order, batch, found, {})
-            powers = [direct_found.get(k, power) for k, power in enumerate(powers)]
-            return powers, errors, _assemble(plan, leaves, bases, rest)
+                norm, safe, rest[leaf] = either(measure, add)
+                measured[leaf] = (norm, safe)
+            found = _by_leaf(plan, len(leaves), clip.order, batch, found, {})
+            found = [measured.get(k, bounded) for k, bounded in enumerate(found)]
+            return found, _assemble(plan, leaves, bases, rest)
 
         spec = PartitionSpec(axis)
-        outs = (spec, spec, _specs(leaves, axis))
-        powers, errors, sums = _automatic(visit, axis, outs)(
-            captured, cotangents, direct, weights, keep, is_first, leaves
-        )
-        norms, *found = clip.weigh(powers, errors)
+        outs = (spec, _specs(leaves, axis))
+        bounded, sums = _automatic(visit, axis, outs)(captured, cotangents, direct, weights, keep, is_first, leaves)
+        norms, *found = clip.weigh(bounded)
         weights, keep = (jnp.where(is_first, new, old) for new, old in zip(found, (weights, keep), strict=True))
         return (weights, keep, sums), (norms, losses, aux)
 
     groups = max(clip.labels) + 1
-    start = jnp.zeros((batch, groups), jnp.float32), jnp.zeros(batch, bool)
+    start = jnp.zeros((2, batch, groups), jnp.float32), jnp.zeros(batch, bool)
     if axis is not None:
-        start = jax.reshard(start, PartitionSpec(axis))
+        start = jax.reshard(start[0], PartitionSpec(None, axis)), jax.reshard(start[1], PartitionSpec(axis))
     closed, struct = jax.make_jaxpr(turn, return_shape=True)(jnp.array(True), *start)
     carried, treedef = jax.tree.structure(struct[0]).num_leaves, jax.tree.structure(struct)
     again = jex.jaxpr_as_fun(closed)
@@ -189,44 +204,50 @@ def _differentiate(program: Program, plan: Plan, leaves, example_leaves):
     return jax.vmap(one, out_axes=(0, 0, at_captured, at, 0))(example_leaves)
 
 
-def _terms(plan: Plan, captured, cotangents) -> list[Term]:
-    return [make_term(site, captured[site.capture], cotangents[k]) for k, site in enumerate(plan.found.sites)]
+def _terms(plan: Plan, captured, cotangents) -> dict[int, Term]:
+    """The terms of the sites whose cotangents are there."""
+    sites = plan.found.sites
+    return {k: make_term(sites[k], captured[sites[k].capture], y) for k, y in cotangents.items()}
 
 
-def _square(group: Group, parts: list[Term]) -> tuple[Array, Array, Array | None]:
-    """The squared norms, how far rounding may have lowered them, and instantiated gradients where they are kept."""
-    kept = None
+def _instantiate(parts: list[Term]) -> Array:
+    return functools.reduce(jnp.add, [instantiate(part) for part in parts])
+
+
+def _measure(group: Group, parts: list[Term]) -> Bounded:
+    """The norms, and bounds of what `_total` adds up."""
     if group.rule == OUTER:
-        power = outer_norm(parts[0])
-        error = jnp.zeros_like(power)
+        norm, safe = outer_norm(parts[0])
     elif group.rule == GRAM:
-        power, error = gram_norm(parts)
+        norm, safe = gram_norm(parts)
     elif group.rule == RECOMPUTE:
         assert group.cut is not None
-        power, error = recomputed_norm(parts, *group.cut)
+        norm, safe = recomputed_norm(parts, *group.cut)
     else:
-        kept = functools.reduce(jnp.add, [instantiate(part) for part in parts])
-        power = per_example_power(kept, 2)
-        error = jnp.zeros_like(power)
-    return power.astype(jnp.float32), error.astype(jnp.float32), kept
+        norm, safe = instantiated_norm(parts, _instantiate(parts), False)
+    return norm.astype(jnp.float32), safe.astype(jnp.float32)
 
 
-def _by_leaf(plan: Plan, number: int, order: int, batch: int, found, direct: dict[int, Array]):
-    """Powers and errors of each leaf, from those of the groups and from the gradients of direct leaves."""
-    powers: list[list[Array]] = [[] for _ in range(number)]
-    errors: list[list[Array]] = [[] for _ in range(number)]
-    for group, (power, error) in zip(plan.groups, found, strict=True):
-        powers[group.leaf].append(power)
-        errors[group.leaf].append(error)
-    for leaf, grads in direct.items():
-        powers[leaf].append(per_example_power(grads, order))
+def _measure_direct(grads: Array, order: int) -> Bounded:
+    (norm,) = norms_of([grads], order)
+    return norm, at_most(norm, grads.shape[1:], order)
+
+
+def _by_leaf(plan: Plan, number: int, order: int, batch: int, found: list[Bounded], direct: dict[int, Array]):
+    """Norms and bounds of each leaf, from those of the groups and from the gradients of direct leaves."""
+    parts: list[list[Bounded]] = [[] for _ in range(number)]
+    for group, bounded in zip(plan.groups, found, strict=True):
+        parts[group.leaf].append(bounded)
+    for (leaf, grads), norm in zip(direct.items(), norms_of(list(direct.values()), order), strict=True):
+        parts[leaf].append((norm, at_most(norm, grads.shape[1:], order)))
     zero = jnp.zeros(batch, jnp.float32)
-    add = lambda parts: functools.reduce(jnp.add, parts) if parts else zero
-    return [add(parts) for parts in powers], [add(parts) for parts in errors]
+    join = lambda values: combined(list(values), order)
+    return [tuple(map(join, zip(*leaf, strict=True))) if leaf else (zero, zero) for leaf in parts]
 
 
-def _total(parts: list[Term], column: Array, keep: Array) -> Array:
-    return functools.reduce(jnp.add, [total(part, column, keep) for part in parts])
+def _total(group: Group, parts: list[Term], column: Array, keep: Array) -> Array:
+    may_cancel = group.rule != OUTER
+    return functools.reduce(jnp.add, [total(part, column, keep, may_cancel) for part in parts])
 
 
 def _assemble(plan: Plan, leaves: list[Array], bases: list[Array], direct: dict[int, Array]) -> list[Array]:

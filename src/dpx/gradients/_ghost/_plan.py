@@ -55,6 +55,8 @@ class Plan(eqx.Module):
 
 def make_plan(program: Program, batch: int, memory_budget: int | None, direct: dict[int, str], passes: int = 1) -> Plan:
     """Finds the sites and chooses. Leaves in `direct` are differentiated per example."""
+    params = program.jaxpr.invars[: program.num_params]
+    direct = {k: "has no elements" for k, v in enumerate(params) if 0 in v.aval.shape} | direct
     while True:
         found = find_sites(program, direct)
         by_leaf: dict[int, dict[tuple, list[int]]] = {}
@@ -64,6 +66,7 @@ def make_plan(program: Program, batch: int, memory_budget: int | None, direct: d
         overlapping = {
             leaf: "is used in parts that may overlap" for leaf, parts in by_leaf.items() if _overlap(found.sites, parts)
         }
+        overlapping |= {site.view.leaf: "is used for nothing" for site in found.sites if _is_empty(site)}
         if not overlapping:
             break
         direct = found.direct | overlapping
@@ -120,6 +123,10 @@ def time_per_pass(plan: Plan) -> int:
 def time_to_move(size: int) -> int:
     """Operations in the time that it takes to read, or to write, so many bytes."""
     return _FLOPS_PER_BYTE * size
+
+
+def _is_empty(site: Site) -> bool:
+    return 0 in (*site.view.shape, *site.captured.shape, *site.tap_shape)
 
 
 def _positions(term: Term) -> int:

@@ -7,6 +7,7 @@ $e_i$ the unit vectors of one axis. All sums over features and sequences are acc
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,11 +16,18 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from ..._norms import exponent, times_power
 from ..._tree import wide
 from ._jaxpr import Site
 from ._use import EinsumUse
 
 Label = int | str
+
+# Real and imaginary parts are two positions of one more sequence axis.
+_PARTS = -5000
+
+# Products of longer sequences are added up in pieces of `_PIECE` positions, so that their rounding stays small beside the norm.
+_LONG, _PIECE = 1024, 256
 
 
 class Outer(eqx.Module):
@@ -73,14 +81,33 @@ def make_term(site: Site, captured: Array, cotangent: Array) -> Term:
     if use.output_shape is not None:
         cotangent = cotangent.reshape(*cotangent.shape[: depth + 1], *use.output_shape)
     if isinstance(use, EinsumUse):
+        if not jnp.issubdtype(captured.dtype, jnp.inexact):
+            captured = captured.astype(jnp.float32)  # operands of an integer product
         if use.expand is not None:
             expand = use.expand
             for _ in range(depth + 1):
                 expand = jax.vmap(expand)
             captured = expand(captured)
-        return Outer(captured, cotangent, (*lead, "b", *map(name, use.captured_axes)), y_axes, view.shape)
+        a_axes = (*lead, "b", *map(name, use.captured_axes))
+        a, y, a_axes, y_axes = _real_parts(captured, cotangent, a_axes, y_axes)
+        return Outer(a, y, a_axes, y_axes, view.shape)
     ids_axes = (*lead, "b", *range(-1, -1 - len(site.captured.shape), -1))
-    return Rows(captured, cotangent, ids_axes, y_axes, view.axes[use.axis], view.shape)
+    # the gradient of a real table is the real part of what its complex rows get
+    return Rows(captured, jnp.real(cotangent), ids_axes, y_axes, view.axes[use.axis], view.shape)
+
+
+def _real_parts(a: Array, y: Array, a_axes: tuple[Label, ...], y_axes: tuple[Label, ...]) -> Any:
+    r"""Factors of the real part of $\sum A \otimes Y$: the parameter is real, though what is computed with it may be complex.
+
+    $\mathrm{Re}(A Y) = \mathrm{Re} A\, \mathrm{Re} Y - \mathrm{Im} A\, \mathrm{Im} Y$ is a sum over a sequence of length two.
+    """
+    is_complex = [jnp.iscomplexobj(x) for x in (a, y)]
+    if all(is_complex):
+        a, y = jnp.stack([a.real, -a.imag], axis=-1), jnp.stack([y.real, y.imag], axis=-1)
+        a_axes, y_axes = (*a_axes, _PARTS), (*y_axes, _PARTS)
+    elif any(is_complex):
+        a, y = a.real, y.real
+    return a, y, a_axes, y_axes
 
 
 def _own(axes: tuple[Label, ...]) -> set[int]:
@@ -116,14 +143,6 @@ def einsum(axes_a: Iterable[Label], a: Array, axes_b: Iterable[Label], b: Array,
     return jnp.transpose(x, at(product, out))
 
 
-def row_sums(x: Array, axes: tuple[Label, ...], kept: Iterable[Label]) -> Array:
-    """Sums over every axis not in `kept`; what remains is in the order of `kept`."""
-    kept = tuple(kept)
-    x = jnp.sum(wide(x), axis=tuple(k for k, label in enumerate(axes) if label not in kept))
-    left = [label for label in axes if label in kept]
-    return jnp.transpose(x, [left.index(label) for label in kept])
-
-
 def sequence(term: Term) -> tuple[int, ...]:
     """The sequence axes."""
     axes = term.a_axes if isinstance(term, Outer) else term.ids_axes
@@ -157,11 +176,84 @@ def canonical(term: Term, left: tuple[int, ...]) -> tuple[Array, Array]:
     return (a, y) if ours == left else (y, a)
 
 
+def row_exponents(term: Term, side: str, kept: tuple[Label, ...]) -> Int[Array, "batch *positions"]:
+    """The exponent of the largest number in each row of a factor, `"a"` or `"y"`; axes are `kept`, in that order."""
+    x, axes = getattr(term, side), getattr(term, f"{side}_axes")
+    powers = exponent(x, tuple(k for k, label in enumerate(axes) if label not in kept))
+    left = [label for label in axes if label in kept]
+    return jnp.transpose(powers, [left.index(label) for label in kept])
+
+
+def balanced(term: Term) -> Term:
+    r"""The same term, with rows of the left factor whose largest number is about one; what they were is in the right factor.
+
+    Then neither the square of a factor nor its product with a weight underflows unless the gradient itself is as small; and where the
+    right factor overflows, so does the gradient. Powers of two are exact.
+    """
+    if isinstance(term, Rows):
+        return term
+    common, _, _ = features(term)
+    kept = ("b", *common, *sequence(term))
+    powers = row_exponents(term, "a", kept)
+    # bfloat16 has the exponents of float32, float16 has not
+    a = term.a if term.a.dtype == jnp.bfloat16 else wide(term.a)
+
+    def along(axes):
+        return jnp.expand_dims(
+            jnp.transpose(powers, [kept.index(label) for label in axes if label in kept]),
+            tuple(k for k, label in enumerate(axes) if label not in kept),
+        )
+
+    a, y = times_power(a, -along(term.a_axes)), times_power(wide(term.y), along(term.y_axes))
+    return Outer(a, y, term.a_axes, term.y_axes, term.shape)
+
+
+def pieces(term: Term) -> tuple[int, int] | None:
+    """The sequence axis along which products are added up in pieces, and the length of a piece; None for short sequences."""
+    if isinstance(term, Rows):
+        return None
+    length = sizes(term)
+    seq = sequence(term)
+    positions = math.prod(length[j] for j in seq)
+    if positions <= _LONG:
+        return None
+    axis = max(seq, key=lambda j: length[j])
+    return axis, max(1, _PIECE // (positions // length[axis]))
+
+
+def roundings(term: Term) -> int:
+    r"""By how many roundings the sum over a sequence may be off: at most so many times $u \sum_s \|A_s\| \|Y_s\|$, in any order."""
+    length = sizes(term)
+    positions = math.prod(length[j] for j in sequence(term))
+    if (cut := pieces(term)) is not None:
+        axis, size = cut
+        positions = size * (positions // length[axis]) + -(-length[axis] // size)
+    return positions + 4
+
+
+def _product(term: Outer, out: tuple[Label, ...]) -> Array:
+    """The sum of products, over long sequences piece by piece."""
+    full = lambda a, y: einsum(term.a_axes, a, term.y_axes, y, out)
+    if (cut := pieces(term)) is None:
+        return full(term.a, term.y)
+    axis, size = cut
+    length = sizes(term)[axis]
+    at_a, at_y = term.a_axes.index(axis), term.y_axes.index(axis)
+
+    def piece(k, total):
+        take = lambda x, at: lax.dynamic_slice_in_dim(x, k * size, size, at)
+        return total + full(take(term.a, at_a), take(term.y, at_y))
+
+    number = length // size
+    rest = lambda x, at: lax.slice_in_dim(x, number * size, length, axis=at)
+    start = full(rest(term.a, at_a), rest(term.y, at_y))
+    return lax.fori_loop(0, number, piece, start)
+
+
 def instantiate(term: Term) -> Float[Array, "batch ..."]:
     """One gradient per example, with the axes of the base."""
-    out = ("b", *range(len(term.shape)))
     if isinstance(term, Outer):
-        return einsum(term.a_axes, term.a, term.y_axes, term.y, out)
+        return _product(term, ("b", *range(len(term.shape))))
     common, _, theirs = features(term)
     ids, y = canonical(term, (term.axis,))
     y = wide(y).reshape(*y.shape[:3], *([-1] if theirs else []))
@@ -195,8 +287,14 @@ def _drop(ids, size):
     return jnp.where(ids < 0, size, ids)
 
 
-def total(term: Term, weights: Float[Array, " batch"], keep: Bool[Array, " batch"]) -> Array:
-    """The sum over examples of weight times gradient, with the axes of the base. Where `keep` is false nothing is added, whatever it is."""
+def total(term: Term, weights: Float[Array, "2 batch"], keep: Bool[Array, " batch"], may_cancel: bool = True) -> Array:
+    """The sum over examples of weight times gradient, with the axes of the base. Where `keep` is false nothing is added, whatever it is.
+
+    Where an example's gradient is more than one product, they may cancel, and none may underflow alone. A single product that underflows is
+    only smaller, and the scaled cotangents are shared with the bias.
+    """
+    if may_cancel:
+        term = balanced(term)
 
     def along(x, axes, column):
         return jnp.expand_dims(column, tuple(k for k, label in enumerate(axes) if label != "b"))
@@ -206,16 +304,12 @@ def total(term: Term, weights: Float[Array, " batch"], keep: Bool[Array, " batch
 
     def scale(x, axes):
         x = wide(x)
-        return jnp.where(along(x, axes, keep), x * along(x, axes, weights.astype(x.dtype)), jnp.zeros((), x.dtype))
+        first, second = (along(x, axes, w.astype(x.dtype)) for w in weights)
+        return jnp.where(along(x, axes, keep), x * first * second, jnp.zeros((), x.dtype))
 
     if isinstance(term, Outer):
-        out = tuple(range(len(term.shape)))
-        # scaled cotangents are shared with the biases
-        if 2 * term.a.size < term.y.size:
-            a, y = scale(term.a, term.a_axes), drop(term.y, term.y_axes)
-        else:
-            a, y = drop(term.a, term.a_axes), scale(term.y, term.y_axes)
-        return einsum(term.a_axes, a, term.y_axes, y, out)
+        a, y = drop(term.a, term.a_axes), scale(term.y, term.y_axes)
+        return _product(Outer(a, y, term.a_axes, term.y_axes, term.shape), tuple(range(len(term.shape))))
     common, _, theirs = features(term)
     scaled = Rows(term.ids, scale(term.y, term.y_axes), term.ids_axes, term.y_axes, term.axis, term.shape)
     ids, y = canonical(scaled, (term.axis,))
