@@ -305,11 +305,16 @@ TABLE: dict[str, tuple[Any, dict[str, Any]]] = {
     # accounting
     "PrivacyLedger": (
         A.PrivacyLedger,
-        {"adjacency": ("replace_one", WORD), "unit": ("example", TEXT), "entries": ((), {"tuple"})},
+        {
+            "adjacency": ("replace_one", WORD),
+            "unit": ("example", TEXT),
+            "entries": ((), {"tuple"}),
+            "fixed_parts": (False, FLAG),
+        },
     ),
     "PrivacyLedger.spend": (
         LEDGER.spend,
-        {"event_or_plan": (PLAN, EVENT), "count": (1, INT), "label": (None, OPT_TEXT)},
+        {"event_or_plan": (PLAN, EVENT), "count": (1, INT), "label": (None, OPT_TEXT), "part": (None, OPT_TEXT)},
     ),
     "PrivacyLedger.epsilon": (LEDGER.epsilon, {"delta": (1e-5, PROBABILITY), "accountant": (None, {"None"})}),
     "PrivacyLedger.delta": (LEDGER.delta, {"epsilon": (1.0, FINITE), "accountant": (None, {"None"})}),
@@ -350,6 +355,14 @@ TABLE: dict[str, tuple[Any, dict[str, Any]]] = {
             "delta": (1e-5, PROBABILITY),
             "adjacency": ("add_or_remove_one", WORD),
             "accountant": ("pld", WORD),
+        },
+    ),
+    "accounting.epsilon_bracket": (
+        A.epsilon_bracket,
+        {
+            "event": (GaussianDpEvent(1.0), EVENT),
+            "delta": (1e-5, PROBABILITY),
+            "adjacency": ("add_or_remove_one", WORD),
         },
     ),
     "accounting.delta": (
@@ -447,6 +460,7 @@ TABLE: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "PrivacyPlan.epsilon": (PLAN.epsilon, {"delta": (1e-5, PROBABILITY), "steps": (None, {"None", "0", "1"})}),
+    "PrivacyPlan.epsilon_bracket": (PLAN.epsilon_bracket, {"delta": (1e-5, PROBABILITY)}),
     "PrivacyPlan.delta": (PLAN.delta, {"epsilon": (1.0, FINITE), "steps": (None, OPT_INT)}),
     "PrivacyPlan.calibrate": (
         PLAN.calibrate,
@@ -554,7 +568,9 @@ NOT_TYPED = """
     Explanation PrivateGradientState Result Sensitive Participation LedgerEntry ExponentialAverage TailAverage ScaleThenPrivatize
     check_accountant check_adjacency loss_distribution rough_epsilon is_monte_carlo largest_integer least_feasible
     rough_distribution rough_renyi_epsilon least_renyi_epsilon check_delta deltas
-    check_metric check_metrics described is_tracing wide_dtype ghost_check ghost_rule chacha_key fresh_seed check_key key_words key_of_words
+    check_metric check_metrics described is_tracing wide_dtype
+    Accountable Release attained_discrete_gaussian attained_epsilon check_bracket ghost_check ghost_rule chacha_key fresh_seed check_key
+    key_words key_of_words
     search_epsilon shard batch_axis axis_size shard_batch off_batch_axis like normal_like uniform_like bits_like
 """.split()
 

@@ -109,9 +109,14 @@ class PrivacyFilter(eqx.Module):
         self.adjacency = adjacency  # pyright: ignore[reportAttributeAccessIssue]
         self.unit = nonempty_text("PrivacyFilter(unit=...)", unit)
         self.accountant = accountant  # pyright: ignore[reportAttributeAccessIssue]
-        self.is_order_open = accountant == "rdp" and hint is None and order is None and float(np.asarray(spent)) == 0
         if hint is not None and not hasattr(hint, "adjacency"):
             canonical(hint, "PrivacyFilter(hint=...)")  # raises for what is no event
+        self.is_order_open = (
+            accountant == "rdp"
+            and hint is None
+            and order is None
+            and at_least_zero("PrivacyFilter(spent=...)", spent) == 0
+        )
         if accountant == "gdp":
             if order is not None:
                 raise ValueError("`PrivacyFilter(accountant='gdp', order=...)`: only `'rdp'` has an order.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 
-from .._checks import at_least_zero, nonempty_text, positive_int, probability
+from .._checks import at_least_zero, described, flag, nonempty_text, positive_int, probability
 from .._round import round_epsilon, round_up
 from .._types import RealScalarLike
 from ._accountants import NEIGHBOURS, AccountantName, Adjacency, check_accountant, check_adjacency, delta, epsilon
@@ -114,7 +114,7 @@ class PrivacyLedger(eqx.Module):
                 f"`PrivacyLedger(entries=...)` must be the entries of another ledger; got {described(entries)}. Use `ledger.spend(...)`."
             )
         self.entries = tuple(entries)
-        self.fixed_parts = bool(fixed_parts)
+        self.fixed_parts = flag("PrivacyLedger(fixed_parts=...)", fixed_parts)
         for entry in self.entries:
             self._check_part(entry.part)
 
@@ -225,7 +225,8 @@ class PrivacyLedger(eqx.Module):
     def _check_part(self, part: Any) -> None:
         if part is None:
             return
-        nonempty_text("PrivacyLedger.spend(part=...)", part)
+        if not isinstance(part, str) or not part:
+            raise ValueError(f"`PrivacyLedger.spend(part=...)` must be the name of a part; got {described(part)}.")
         if self.adjacency == "replace_one" and not self.fixed_parts:
             raise ValueError(_MSG_MOVING_PARTS.format(part=part))
 
@@ -247,12 +248,13 @@ class PrivacyLedger(eqx.Module):
 
     def statement(self, delta: RealScalarLike) -> str:
         """The ledger in plain English: what was spent, and what it costs together; epsilon and delta rounded up."""
+        stated = round_up(probability("PrivacyLedger.statement(delta=...)", delta))
         costs = self.epsilon_by_part(delta)
         total = max(costs.values(), default=0.0)
         neighbours = NEIGHBOURS[self.adjacency].format(unit=self.unit)
         delta = probability("PrivacyLedger.statement(delta=...)", delta)
         lines = [
-            f"All releases together are ({round_epsilon(total)}, {round_up(float(np.asarray(delta)))})-differentially private for one {self.unit}; "
+            f"All releases together are ({round_epsilon(total)}, {stated})-differentially private for one {self.unit}; "
             f"neighbouring data sets: {neighbours} (adjacency `{self.adjacency}`).",
             "",
         ]
