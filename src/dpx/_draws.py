@@ -85,7 +85,9 @@ def _polynomial(coefficients: tuple[float, ...], x: Float[Array, "*shape"]) -> F
     *rest, last = coefficients
     total = jnp.full_like(x, last)
     for coefficient in reversed(rest):
-        total = total * x + np.float32(coefficient)
+        # Nothing is negative here, so `abs` changes nothing; but a compiler cannot contract what it stands between, as it does in some programs
+        # and not in others, and the same key gives the same bits in all.
+        total = jnp.abs(total * x) + np.float32(coefficient)
     return total
 
 
