@@ -108,7 +108,8 @@ def _draw_like(law: Law, key: Key[Array, ""], x: Array) -> Array:
     if sharding is None:
         return draw_one(key)
     # inside, all axes are auto: the layout of the result decides where its words are made
-    return jax.sharding.auto_axes(draw_one, axes=sharding.mesh.explicit_axes, out_sharding=sharding)(key)
+    placed: Any = jax.sharding.auto_axes(draw_one, axes=sharding.mesh.explicit_axes, out_sharding=sharding)
+    return placed(key)
 
 
 def bits_like(key: Key[Array, ""], x: Shaped[Array, "*shape"]) -> UInt32[Array, "*shape"]:
