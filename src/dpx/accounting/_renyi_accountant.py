@@ -7,6 +7,7 @@ import numpy as np
 
 from ._event_tree import parts
 from ._pairs import MSG_FIXED_SIZE, relation
+from ._poisson_renyi import is_sampled_zcdp, sampled_zcdp
 
 _MSG_REPLACEMENT = (
     "`accountant='rdp'` cannot account for {event} under `adjacency='replace_one'`: Rényi accounting of dp_accounting takes the sensitivity of "
