@@ -259,12 +259,7 @@ def distribution_of(
     - `samples`: how many are drawn of what is simulated; by default enough for a delta of 1e-4.
     """
     pairs = parts(composed(parts(event)))
-    from .._events import CoupledDpEvent
-
-    def width(part: Any, count: int) -> float:
-        is_few = count <= _FEW and not isinstance(part, CoupledDpEvent)  # whose event may be many
-        return interval or coarser * interval_of(part, adjacency) / (4 if is_few else 1)
-
+    width = lambda part, count: interval or coarser * _width(part, count, adjacency)
     leaves = [(_one(part, adjacency, width(part, count), samples), count) for part, count in pairs]
     if any(leaf.remove.infinity >= 1 for leaf, _ in leaves):
         return _infinite(interval or _WIDEST)
@@ -301,6 +296,15 @@ def _aim(leaves: list[tuple[LossDistribution, int]], delta: float | None) -> Aim
         middle = math.sqrt(low * high) if low else high / 2
         low, high = (middle, high) if bound(middle) > math.log(delta) else (low, middle)
     return Aim(high, tail)
+
+
+def _width(event: Any, count: int, adjacency: str) -> float:
+    """The width of the grid for so many of one event; of what is coupled, that of what it is coupled to."""
+    from .._events import CoupledDpEvent
+
+    if isinstance(event, CoupledDpEvent):
+        return min((_width(part, count * times, adjacency) for part, times in parts(event.event)), default=_WIDEST)
+    return interval_of(event, adjacency) / (4 if count <= _FEW else 1)
 
 
 @functools.lru_cache(maxsize=512)
@@ -359,10 +363,6 @@ def _scale(event: Any, adjacency: str) -> tuple[float, float] | None:
 
 def _measured_interval(event: Any, adjacency: str) -> float:
     """The width of the grid for an event without a formula: finer until it resolves what it measures."""
-    from .. import _events
-
-    if isinstance(event, _events.CoupledDpEvent):
-        return min((interval_of(part, adjacency) for part, _ in parts(event.event)), default=_WIDEST)
     interval = _WIDEST
     while interval > 1e-9:
         found = _one(event, adjacency, interval)
