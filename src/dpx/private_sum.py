@@ -102,6 +102,7 @@ class PrivateSum(eqx.Module):
         self.steps = None if steps is None else positive_int("PrivateSum(steps=...)", steps)
         self.participation = check_participation("PrivateSum(participation=...)", participation)
         self.unit = choice("PrivateSum(unit=...)", unit, ("example", "user"))
+        self.stated = stated
         call = "PrivateSum(physical_batch_size=...)"
         self.physical_batch_size = None if physical_batch_size is None else positive_int(call, physical_batch_size)
         self._aggregate(None)  # what is wrong with clipping, noise or steps shall be said now
