@@ -123,7 +123,7 @@ def test_a_million_draws_leave_four_sigma_as_often_as_they_should(kind):
     size = 2**20
     z = np.abs(np.asarray(draw(normal_from_words, jr.key(7, impl=KEYS[kind]), (size,))))
     for threshold in (3.0, 4.0):
-        assert stats.binomtest(int((z > threshold).sum()), size, 2 * stats.norm.sf(threshold)).pvalue > SURE
+        assert stats.binomtest(int((z > threshold).sum()), size, float(2 * stats.norm.sf(threshold))).pvalue > SURE
 
 
 @pytest.mark.slow
@@ -139,7 +139,7 @@ def test_draws_leave_the_range_of_23_bits(kind):
     assert stats.poisson.cdf(count, 4e8 * 2 * stats.norm.sf(5.42)) > 1e-7
 
 
-SHAPES = [(), (0, 3), (5, 7), (70_001,), (8, 40, 300)]
+SHAPES = [(), (0, 3), (5, 7), (300_001,), (4, 100, 400)]
 
 
 @pytest.mark.parametrize("kind", KEYS)
@@ -230,7 +230,7 @@ def test_rbg_keys_draw_the_same_numbers_on_several_devices():
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_a_vmap_over_keys_is_a_stack(kind, in_parts):
     keys = jr.split(jr.key(9, impl=KEYS[kind]), 3)
-    one = lambda key: _draw(normal_from_words, key, (70_001,), np.float32, in_parts)
+    one = lambda key: _draw(normal_from_words, key, (140_001,), np.float32, in_parts)
     np.testing.assert_array_equal(jax.vmap(one)(keys), jnp.stack([one(key) for key in keys]))
 
 

@@ -36,9 +36,9 @@ _SIGN, _REST = np.uint32(1), np.int32(2**31 - 1)
 _NUMERATOR = (1.25331409, 0.460492543, 0.0969302369, 0.0138702345, 1.33850103e-3, 8.27520214e-5, 5.85232237e-7)
 _DENOMINATOR = (1.0, 0.105619400, 0.0366608190, 2.71969680e-3, 3.07174930e-4, 6.70821777e-6, 1.07641693e-8)
 
-# On one CPU large arrays are filled in parts of so many numbers, which stay in its cache: twice as fast at 10^7 numbers. Other devices have
-# the bandwidth, and an array on several must not be cut in ways of our own.
-_PART = 2**15
+# On one CPU large arrays are filled in parts of so many numbers, which stay in its cache: up to twice as fast at 10^7 numbers. Other devices
+# have the bandwidth, and an array on several must not be cut in ways of our own.
+_PARTS = {_THREEFRY: 2**17, CHACHA20: 2**15}
 
 Law = Callable[[UInt32[Array, "*shape"], UInt32[Array, "*shape"], Any], Float[Array, "*shape"]]
 
@@ -130,7 +130,7 @@ def _draw(law: Law, key: Key[Array, ""], shape: tuple[int, ...], dtype: Any, in_
     if not in_parts or per_block is None or size == 0:
         return law(*words(key, shape), dtype).reshape(shape)
     blocks = -(-size // per_block)
-    parts = -(-blocks * per_block // _PART)
+    parts = -(-blocks * per_block // _PARTS[jr.key_impl(key)])
     count = -(-blocks // (8 * parts)) * 8  # XLA's loops over an odd number take three times as long
 
     def part(i):
