@@ -176,7 +176,7 @@ def test_trade_off_curve_is_below_the_exact_one():
     assert np.all(fnr <= exact + 1e-9) and np.all(fnr >= exact - 2e-3)
     assert np.all(curve.true_positive_rate(alpha) >= alpha - 1e-12)
     assert curve.advantage == pytest.approx(2 * stats.norm.cdf(0.5) - 1, abs=1e-4)
-    with pytest.raises(ValueError, match="false-positive rate"):
+    with pytest.raises(ValueError, match="false_positive_rate"):
         curve.false_negative_rate(1.5)
 
 

@@ -137,7 +137,7 @@ def test_plans_that_are_one_gaussian(seed):
         assert_bracket(plan.epsilon_bracket(delta), gaussian_epsilon(sigma / distance, delta), apart=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [k if k < 1 else pytest.param(k, marks=pytest.mark.slow) for k in range(6)])
 def test_poisson_plans_of_few_steps(seed):
     """Sixty, of one, two and three steps: Poisson and cyclic, adding or removing."""
     rng = np.random.default_rng([seed, 1])
@@ -226,6 +226,7 @@ def test_one_step_of_other_kinds(seed):
         assert plan.epsilon_bracket(delta)[0] >= 0.99 * value - 1e-9
 
 
+@pytest.mark.slow
 def test_poisson_plans_of_many_steps_against_dp_accounting():
     """Ten: dp_accounting's pessimistic epsilon is above the lower end, its optimistic one below the upper."""
     rng = np.random.default_rng(3)
@@ -282,7 +283,7 @@ def bins_epsilon(first, second, shared, delta):
     return max(solved(remove, delta), solved(add, delta))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [k if k < 1 else pytest.param(k, marks=pytest.mark.slow) for k in range(3)])
 def test_allocation_to_two_bins(seed):
     """Thirty, of which ten share a part."""
     rng = np.random.default_rng([seed, 4])
@@ -367,7 +368,7 @@ def test_batches_of_fixed_size_over_many_steps():
     assert plan.event == times(event, 1000)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [k if k < 2 else pytest.param(k, marks=pytest.mark.slow) for k in range(6)])
 def test_lower_is_never_above_upper(seed):
     """Whatever the event, delta and neighbours: thirty-six random ones, of kinds whose value nobody knows."""
     rng = np.random.default_rng([seed, 5])
