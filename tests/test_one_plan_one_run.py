@@ -13,6 +13,9 @@ import pytest
 import dpx
 from conftest import assert_trees_close, assert_trees_equal, loss, make_batch, make_model
 
+# a handful of examples is enough here, wherever they come from
+pytestmark = pytest.mark.filterwarnings("ignore:A batch of .* without a mask")
+
 MODEL, BATCH = make_model(), make_batch()
 PLAN = dpx.PrivacyPlan(
     dpx.PoissonSampler(100, 10, 5), dpx.AdaptiveClipping(0.5), dpx.IndependentGaussian(1.1)
