@@ -130,7 +130,8 @@ def test_a_clip_norm_that_is_not_chosen_is_not_stated():
         re.search(r"noise of scale 2(\.00001)? clip norms", report["statement"])
         and "clip norm is not chosen yet" in report["statement"]
     )
-    assert "0.5" not in report["statement"].split("Sampling")[0] and plan.report(1e-3)["noise"]["scale"] == 1.0
+    assert "0.5" not in report["statement"].split("Sampling")[0]
+    assert 1.0 <= plan.report(1e-3)["noise"]["scale"] <= 1.0 + 1e-6  # as it is on the device: rounded up
 
 
 def test_figures_draw_bounds(tmp_path, monkeypatch):

@@ -437,16 +437,16 @@ class PrivateGradient(eqx.Module):
         `Result.non_finite`, which `state.raise_if_failed()` raises on the host.
         """
         check_arguments(model, batch, mask, key, scaling)
+        if self.stated is not None and not hasattr(self, "_is_verified"):
+            self._is_the_plans()
+            # not a field, so that whatever copies the module with other leaves copies it without this
+            object.__setattr__(self, "_is_verified", True)
         check_state(batch, state)
         if set(state.metrics) != set(self.metrics):
             raise ValueError(
                 f"`private_grad(model, batch, state)`: `state` is of another private gradient, with metrics {sorted(state.metrics)} and not "
                 f"{sorted(self.metrics)}. Begin with `private_grad.init(model)`."
             )
-        if self.stated is not None and not hasattr(self, "_is_verified"):
-            self._is_the_plans()
-            # not a field, so that whatever copies the module with other leaves copies it without this
-            object.__setattr__(self, "_is_verified", True)
         return self._step(model, batch, state, mask, key, scaling)
 
     @eqx.filter_jit
