@@ -104,6 +104,7 @@ def hardly_noisy_delta(sigma, q, steps, epsilon):
     return float(weights @ np.maximum(0.0, -np.expm1(np.minimum(epsilon - losses, 0.0))) @ stats.norm.pdf(z)) * step
 
 
+@pytest.mark.slow
 def test_b3_extreme_regimes_have_a_number_between_two_independent_ones():
     plan = dpx.dp_sgd(60_000, 256, 100, noise_multiplier=0.02)
     low, high = gaussian_bracket(plan.noise_multiplier, 256 / 60_000, 100, 1e-6, 0.25)

@@ -131,7 +131,7 @@ def program(name: str, positions: int, width: int, out: int) -> tuple[Any, dict,
                 return jnp.sum(lax.conv_general_dilated(x.T[None], p["w"], (1,), "SAME")[0].T * y)
 
             def grad(x, y, ids):
-                padded = np.pad(x, ((1, 1), (0, 0)))
+                padded = np.concatenate([0 * x[:1], x, 0 * x[:1]])
                 offsets = [np.einsum("sd,sp->pd", padded[k : k + len(x)], y) for k in range(3)]
                 return {"w": np.stack(offsets, axis=-1)}
 

@@ -124,18 +124,20 @@ def norms_of(arrays: list[Inexact[Array, "batch ..."]], order: int) -> list[Floa
         return [ordered_sum(x, axes(x), jnp.abs).astype(jnp.float32) for x in arrays]
     plain = [jnp.sqrt(ordered_sum(x, axes(x), jnp.square)).astype(jnp.float32) for x in arrays]
 
+    # of a sum, which costs one kernel: it may overflow where no norm did, which costs time and nothing else
+    overflows = jnp.any(~jnp.isfinite(pairwise_sum(plain)))
+    # powers that the compiler knew it would square, and the numbers too, which is what overflowed
+    power = jnp.where(overflows, -_DOWN, 0)
+    down, up = (times_power(jnp.ones(()), p) for p in (power, -power))
+
     def again():
         def one(x, norm):
-            # a power that the compiler knew it would square, and the numbers too, which is what overflowed
-            power = jnp.where(jnp.isfinite(norm), 0, -_DOWN)
-            down = lambda part: jnp.square(times_power(part, expand_like(power, part)))
-            # from float64 a norm may be beyond float32: then it is infinite
-            larger = times_power(jnp.sqrt(ordered_sum(x, axes(x), down)), -power).astype(jnp.float32)
-            return jnp.where(jnp.isfinite(norm), norm, larger)
+            # squares of small numbers underflow there; from float64 a norm may be beyond float32, and is infinite then
+            scaled = ordered_sum(x, axes(x), lambda part: jnp.square(part * down.astype(part.dtype)))
+            return jnp.where(jnp.isfinite(norm), norm, (jnp.sqrt(scaled) * up.astype(x.dtype)).astype(jnp.float32))
 
-        return [one(x, norm) for x, norm in zip(arrays, plain, strict=True)]
+        return [one(wide(x), norm) for x, norm in zip(arrays, plain, strict=True)]
 
-    overflows = functools.reduce(jnp.logical_or, [jnp.any(~jnp.isfinite(n)) for n in plain])
     return lax.cond(overflows, again, lambda: plain)
 
 
