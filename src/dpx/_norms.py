@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree
 
-from ._tree import expand_like, pairwise_sum, wide
+from ._tree import pairwise_sum, wide
 
 UNIT = 2.0**-24
 # At most so many numbers are added up in an order that the compiler chooses.
