@@ -16,7 +16,11 @@ from ._accountants import (
     rough_epsilon as rough_epsilon,
     rough_renyi_epsilon as rough_renyi_epsilon,
 )
-from ._calibrate import largest_integer as largest_integer, least_feasible as least_feasible
+from ._calibrate import (
+    largest_integer as largest_integer,
+    least_feasible as least_feasible,
+    near_root as near_root,
+)
 from ._filter import PrivacyFilter as PrivacyFilter
 from ._groups import group_epsilon as group_epsilon
 from ._ledger import LedgerEntry as LedgerEntry, PrivacyLedger as PrivacyLedger

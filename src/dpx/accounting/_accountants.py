@@ -28,8 +28,8 @@ Adjacency = Literal["add_or_remove_one", "replace_one", "replace_special"]
 AccountantName = Literal["pld", "rdp"]
 
 _SMALLEST_DELTA = 1e-12
-# enough to bracket a calibration; integers have closed forms that are quick
-_COARSE_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256, 512, 1024)
+# enough to come near; integers have closed forms that are quick, and large epsilons need orders near 1
+_COARSE_ORDERS = (1.1, 1.2, 1.4, 1.7, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256, 512, 1024)
 _ROUGH = 8  # how many times coarser the grids of guesses are
 
 _ROUNDED = 1e-4  # deltas below may have lost digits to the rounding of a transform

@@ -159,27 +159,34 @@ def _average(a: _Ratio, weight_a: int, b: _Ratio, weight_b: int, finer: int) -> 
     highest = finer * max(a.lowest + size_a, b.lowest + size_b) + 1
     mass = np.zeros(highest - lowest + 1)
 
-    def put(values: np.ndarray, first: int, log_factor: float) -> None:
-        """Adds masses at exp(a.step * (first + i) + log_factor), each split between its neighbours so that the mean stays."""
-        position = log_factor / step
-        whole = math.floor(position)
-        up = min(1.0, max(0.0, math.expm1((position - whole) * step) / math.expm1(step)))
+    def places(log_factors: np.ndarray) -> tuple[list[int], list[float]]:
+        """By how many points of the fine grid each factor moves, and the share that goes one further so that the mean stays."""
+        positions = log_factors / step
+        whole = np.floor(positions)
+        up = np.clip(np.expm1((positions - whole) * step) / math.expm1(step), 0.0, 1.0)
+        return whole.astype(np.int64).tolist(), up.tolist()
+
+    def put(values: np.ndarray, first: int, whole: int, up: float) -> None:
+        """Adds masses at exp(a.step * (first + i)) times a factor."""
         begin = finer * first + whole - lowest
         end = begin + finer * (len(values) - 1) + 1
-        mass[begin:end:finer] += (1 - up) * values
-        mass[begin + 1 : end + 1 : finer] += up * values
+        further = up * values
+        mass[begin:end:finer] += values - further
+        mass[begin + 1 : end + 1 : finer] += further
 
     is_same = a is b
     offset = b.lowest - a.lowest
-    for shift in range(0 if is_same else 1 - size_a, size_b):
+    shifts = range(0 if is_same else 1 - size_a, size_b)
+    steps, ups = places(np.logaddexp(math.log(alpha), math.log(beta) + (offset + np.array(shifts)) * a.step))
+    double = 2 * a.mass if is_same else a.mass
+    for shift, whole, up in zip(shifts, steps, ups, strict=True):
         # pairs (i, i + shift), whose average is a's value times one factor
         begin, end = max(0, -shift), min(size_a, size_b - shift)
-        product = a.mass[begin:end] * b.mass[begin + shift : end + shift]
-        if is_same and shift:
-            product *= 2
-        put(product, a.lowest + begin, float(np.logaddexp(math.log(alpha), math.log(beta) + (offset + shift) * a.step)))
-    put(a.mass * b.zero, a.lowest, math.log(alpha))
-    put(b.mass * a.zero, b.lowest, math.log(beta))
+        left = double if shift else a.mass
+        put(left[begin:end] * b.mass[begin + shift : end + shift], a.lowest + begin, whole, up)
+    (alone_a, alone_b), (up_a, up_b) = places(np.log([alpha, beta]))
+    put(a.mass * b.zero, a.lowest, alone_a, up_a)
+    put(b.mass * a.zero, b.lowest, alone_b, up_b)
     return _Ratio(step, lowest, mass, a.zero * b.zero, alpha * a.infinite + beta * b.infinite)
 
 

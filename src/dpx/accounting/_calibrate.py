@@ -1,7 +1,11 @@
 """Finding the number at which a plan just keeps its budget, with few evaluations of a costly accountant."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+
+_AIM = 0.45  # of the tolerance: how far inside the predicted root a point is asked for
+_PROBE = 0.9  # of the tolerance: how far from a point near the root the other side is looked for
 
 
 def least_feasible(
@@ -15,8 +19,8 @@ def least_feasible(
 ) -> float:
     r"""The smallest $x$, up to a relative `tolerance`, with `excess(x)` <= 0, for a decreasing function of $\log x$.
 
-    Secants on (log x, excess), kept inside the bracket. The answer has always been evaluated and found feasible, and either a point that is
-    closer than `tolerance` below it was found infeasible, or the measured slope says that it would be.
+    Secants on (log x, excess), kept inside the bracket. The answer has been evaluated and found feasible, and a point that is no more than
+    `tolerance` below it was found infeasible.
 
     **Arguments:**
 
@@ -28,47 +32,82 @@ def least_feasible(
 
     **Raises:** `ValueError` if everything up to `largest` is infeasible, or everything down to `smallest` feasible.
     """
-    low, high = None, None  # (log x, excess): infeasible, feasible
-    is_measured = slope is not None
-    slope = -1.0 if slope is None else slope
-    x = math.log(guess)
+    low, high = -math.inf, math.inf
+    for _, low, high, _ in _points(excess, guess, slope, tolerance, largest, smallest):
+        if high - low <= tolerance:
+            break
+    if math.isinf(high):
+        raise ValueError(f"No value up to {largest:g} meets the budget.")
+    if math.isinf(low):
+        raise ValueError(f"Every value down to {smallest:g} meets the budget: there is no least one.")
+    return math.exp(high)
+
+
+def near_root(
+    excess: Callable[[float], float],
+    guess: float,
+    *,
+    tolerance: float,
+    largest: float = 1e12,
+    smallest: float = 1e-12,
+) -> tuple[float, float | None]:
+    r"""A point within about a relative `tolerance` of where `excess` crosses 0, and the slope by $\log x$ there: a guess, on either side.
+
+    **Arguments:** as for `least_feasible`.
+
+    **Raises:** `ValueError` if there is no such point.
+    """
+    x, slope = guess, None
+    for (x, y), low, high, slope in _points(excess, guess, None, tolerance, largest, smallest):
+        if slope is not None and abs(y) <= tolerance * abs(slope):
+            return math.exp(x), slope
+        if high - low <= tolerance:
+            return math.exp(high), slope
+    raise ValueError(f"Nothing between {smallest:g} and {largest:g} just meets the budget.")
+
+
+def _points(
+    excess: Callable[[float], float],
+    guess: float,
+    slope: float | None,
+    tolerance: float,
+    largest: float,
+    smallest: float,
+) -> Iterator[tuple[tuple[float, float], float, float, float | None]]:
+    """The last point, the largest infeasible and the least feasible log x so far, and the slope, after every evaluation."""
+    low, high = -math.inf, math.inf
+    x, last = math.log(guess), None
+    streak = 0  # evaluations since the sides were last swapped, or the bracket last halved
+    width = math.inf
     for _ in range(200):
         y = excess(math.exp(x))
-        if y <= 0:
-            high = (x, y)
+        if last is not None and math.isfinite(y - last[1]) and x != last[0]:
+            secant = (y - last[1]) / (x - last[0])
+            slope = secant if secant < -1e-3 else slope  # a plateau says nothing
+        was_bracketed = math.isfinite(high - low)
+        low, high = (low, x) if y <= 0 else (x, high)
+        yield (x, y), low, high, slope
+        if high - low <= 0.5 * width or (math.isfinite(high - low) and not was_bracketed):
+            width, streak = high - low, 0
+        elif last is not None and not was_bracketed and (last[1] <= 0) != (y <= 0):
+            streak = 0
         else:
-            low = (x, y)
-        if low is not None and high is not None:
-            if high[0] - low[0] <= tolerance:
-                return math.exp(high[0])
-            if math.isfinite(low[1]) and math.isfinite(high[1]):
-                slope, is_measured = (high[1] - low[1]) / (high[0] - low[0]), True
-        elif x > math.log(largest) or x < math.log(smallest):
-            break
-        if high is not None and is_measured and -high[1] <= tolerance * 0.5 * abs(slope):
-            return math.exp(high[0])
-        x = _next(x, y, slope, low, high, tolerance)
-    if high is not None and low is not None:
-        return math.exp(high[0])
-    if high is not None:
-        raise ValueError(f"Every value down to {smallest:g} meets the budget: there is no least one.")
-    raise ValueError(f"No value up to {largest:g} meets the budget.")
-
-
-def _next(x, y, slope, low, high, tolerance):
-    aim = 0.25 * tolerance  # aim a little inside, so that the next point is feasible and close
-    step = -y / slope + aim if math.isfinite(y) else math.copysign(2.0, y)
-    x = x + max(-2.0, min(2.0, step))
-    if low is not None and high is not None:
-        width = high[0] - low[0]
-        inside = min(max(x, low[0] + 0.25 * tolerance), high[0] - 0.25 * tolerance)
-        # a secant that hugs one end for long would stall; the ends are at least a tenth of the bracket away unless close
-        return inside if abs(inside - x) < 0.5 * width else 0.5 * (low[0] + high[0])
-    if low is None and high is not None:
-        return min(x, high[0] - 0.75 * tolerance)
-    if high is None and low is not None:
-        return max(x, low[0] + 0.75 * tolerance)
-    return x
+            streak += 1
+        last = (x, y)
+        if math.isinf(high - low) and not math.log(smallest) <= x <= math.log(largest):
+            return
+        step = -y / (slope or -1.0) if math.isfinite(y) else math.copysign(2.0, y)
+        if math.isinf(high - low):
+            step *= 2.0 ** max(0, streak - 3)  # a march in one direction gathers speed
+        root = x + max(-2.0, min(2.0, step))
+        if high - root < _PROBE * tolerance:
+            x = high - max(_PROBE * tolerance, x - root)
+        elif root - low < _PROBE * tolerance:
+            x = low + max(_PROBE * tolerance, root - x)
+        else:
+            x = root + _AIM * tolerance
+        if math.isfinite(high - low) and (streak >= 3 or not low < x < high):
+            x, streak = 0.5 * (low + high), 0
 
 
 def largest_integer(is_feasible: Callable[[int], bool], guess: int, most: int) -> int:

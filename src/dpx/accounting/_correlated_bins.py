@@ -20,19 +20,14 @@ from ._allocation import random_allocation
 from ._distributions import LossDistribution, mixture, poisson_gaussian
 
 _ORDERS = range(2, 25)
+_Classes = list[tuple[float, int, float]]
 
 
 @functools.lru_cache(maxsize=8)
 def mixture_of_bins(noise_multiplier: float, gram: tuple[tuple[float, ...], ...], interval: float) -> LossDistribution:
     r"""$\frac1b \sum_j N(m_j, \sigma^2 I)$ against $N(0, \sigma^2 I)$, where `gram` holds $\langle m_i, m_j \rangle$."""
-    matrix = np.maximum(np.array(gram, np.float64), 0.0)
-    largest = float(matrix.max())
-    if not largest > 0:
-        raise ValueError("`GaussianMixtureOfBinsDpEvent(gram=...)` needs a positive entry: nobody's data was used.")
-    sigma, matrix = noise_multiplier / math.sqrt(largest), matrix / largest
-    bins = len(matrix)
-    independent = _classes(matrix, max(1, bins // _bands(matrix)))
-    others = (_classes(matrix, max(1, bins // apart)) for apart in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96))
+    largest, independent, others = _dealt(gram)
+    sigma = noise_multiplier / math.sqrt(largest)
     best = min(others, key=lambda classes: _rough(sigma, classes))
     # Rényi moments flatter what is shared; classes without it are kept unless they are clearly worse
     if _rough(sigma, best) > 0.95 * _rough(sigma, independent):
@@ -41,6 +36,22 @@ def mixture_of_bins(noise_multiplier: float, gram: tuple[tuple[float, ...], ...]
     return LossDistribution(
         mixture([(weight, part.remove) for weight, part in parts]),
         mixture([(weight, part.add) for weight, part in parts]),
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _dealt(gram: tuple[tuple[float, ...], ...]) -> tuple[float, _Classes, list[_Classes]]:
+    """The largest inner product, the classes without any, and others, of fewer and larger ones: without the noise, so found once."""
+    matrix = np.maximum(np.array(gram, np.float64), 0.0)
+    largest = float(matrix.max())
+    if not largest > 0:
+        raise ValueError("`GaussianMixtureOfBinsDpEvent(gram=...)` needs a positive entry: nobody's data was used.")
+    matrix, bins = matrix / largest, len(matrix)
+    sizes = {max(1, bins // apart) for apart in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)}
+    return (
+        largest,
+        _classes(matrix, max(1, bins // _bands(matrix))),
+        [_classes(matrix, size) for size in sorted(sizes, reverse=True)],
     )
 
 
@@ -68,7 +79,7 @@ def _bands(matrix: np.ndarray) -> int:
     return int(np.minimum(apart, bins - apart).max(initial=0)) + 1
 
 
-def _classes(matrix: np.ndarray, size: int) -> list[tuple[float, int, float]]:
+def _classes(matrix: np.ndarray, size: int) -> _Classes:
     """Weights, sizes and largest inner products of classes that take one bin of each of `size` arcs of the ring."""
     bins = len(matrix)
     edges = np.arange(size + 1) * bins // size
@@ -89,7 +100,7 @@ def _equicorrelated(sigma: float, size: int, rho: float, interval: float) -> Los
     return own if rho == 0 else own.compose(poisson_gaussian(sigma / math.sqrt(rho), 1.0, interval))
 
 
-def _rough(sigma: float, classes: list[tuple[float, int, float]]) -> float:
+def _rough(sigma: float, classes: _Classes) -> float:
     """Which classes to prefer: epsilon at delta 1e-6 from Rényi moments of the ratio, of whole orders."""
     moments = sum(weight * np.exp(_log_moments(sigma, size, rho)) for weight, size, rho in classes)
     orders = np.array(_ORDERS)

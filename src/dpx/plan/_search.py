@@ -59,7 +59,7 @@ def epsilon_target(plan: "PrivacyPlan", epsilon: Any, delta: Any) -> Target:
     rough = accounting.rough_renyi_epsilon if plan.accountant == "rdp" else accounting.rough_epsilon
     guide = lambda plan: rough(plan.event, delta, plan.adjacency)
     # the guide lands within a per cent, at a tenth of the price
-    return Target(f"epsilon {epsilon:g} at delta {delta:g}", epsilon, [(guide, 1e-3)] if delta > 0 else [], exact)
+    return Target(f"epsilon {epsilon:g} at delta {delta:g}", epsilon, [(guide, 5e-3)] if delta > 0 else [], exact)
 
 
 def attack_target(advantage: Any, true_positive_rate: Any, false_positive_rate: Any) -> Target:
@@ -68,7 +68,7 @@ def attack_target(advantage: Any, true_positive_rate: Any, false_positive_rate: 
     if advantage is not None:
         limit = probability("PrivacyPlan.calibrate(advantage=...)", advantage)
         guide = lambda plan: guess(plan).get_delta(0.0)
-        return Target(f"attack advantage {limit:g}", limit, [(guide, 1e-3)], lambda plan: plan.delta(0.0))
+        return Target(f"attack advantage {limit:g}", limit, [(guide, 5e-3)], lambda plan: plan.delta(0.0))
     limit = probability("PrivacyPlan.calibrate(true_positive_rate=...)", true_positive_rate)
     rate = probability("PrivacyPlan.calibrate(false_positive_rate=...)", false_positive_rate)
     if limit <= rate:
@@ -97,22 +97,14 @@ def least_noise(plan: "PrivacyPlan", target: Target) -> "PrivacyPlan":
     guess, slope = 1.0, None
     for measure, tolerance in target.guides:
         try:
-            guess = accounting.least_feasible(at(measure), guess, tolerance=tolerance, slope=slope)
+            guess, slope = accounting.near_root(at(measure), guess, tolerance=tolerance)
         except ValueError:
             continue  # the exact search says what is wrong, or that nothing is
-        slope = _slope(at(measure), guess)
     try:
         found = seen[accounting.least_feasible(at(target.measure), guess, tolerance=2e-5, slope=slope)]
     except OverflowError as error:
         raise ValueError(f"No noise multiplier that floats can hold keeps {target.description}.") from error
     return found
-
-
-def _slope(excess: Callable[[float], float], x: float, width: float = 0.01) -> float | None:
-    """The derivative by log x, if it can be told."""
-    first, second = excess(x), excess(x * (1 + width))
-    slope = (second - first) / width if math.isfinite(first) and math.isfinite(second) else 0.0
-    return slope if slope < -0.1 else None
 
 
 def largest(plan: "PrivacyPlan", parameter: str, target: Target) -> "PrivacyPlan":
@@ -135,7 +127,7 @@ def largest(plan: "PrivacyPlan", parameter: str, target: Target) -> "PrivacyPlan
     bounds = {"largest": 2.0, "smallest": 0.5 / most}
     try:
         for measure, tolerance in target.guides:
-            guess = accounting.least_feasible(of(measure), guess, tolerance=tolerance, **bounds)
+            guess, _ = accounting.near_root(of(measure), guess, tolerance=tolerance, **bounds)
         guess = accounting.least_feasible(of(target.measure), guess, tolerance=max(1e-4, 1.0 * guess), **bounds)
     except ValueError:
         guess = 1.0  # the searches are guides; the integers decide
