@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 
-
 _AIM = 0.45  # of the tolerance: how far inside the predicted root a point is asked for
 _PROBE = 0.9  # of the tolerance: how far from a point near the root the other side is looked for
 
