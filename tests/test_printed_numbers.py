@@ -71,7 +71,7 @@ def numbers_of(text: str) -> dict[str, float]:
     st.integers(2, 60),
     st.integers(100, 997),
 )
-@settings(max_examples=3, deadline=None, derandomize=True)
+@settings(max_examples=2, deadline=None, derandomize=True)
 def test_a_statement_read_back_is_a_bound(multiplier, delta, norm, batch, examples):
     plan = dpx.dp_sgd(examples, batch, 12, noise_multiplier=multiplier, clipping=dpx.FlatClipping(norm))
     read = numbers_of(plan.statement(delta))

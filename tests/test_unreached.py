@@ -12,7 +12,7 @@ import pytest
 
 import dpx
 
-METHODS = {"vectorized": dpx.Vectorized(), "microbatch": dpx.Vectorized(3), "ghost": dpx.Ghost(), "auto": dpx.Auto()}
+METHODS = {"microbatch": dpx.Vectorized(3), "ghost": dpx.Ghost()}
 BATCH = (np.ones((4, 3), np.float32),)
 
 
