@@ -14,6 +14,7 @@ import numpy as np
 from dp_accounting.pld import PLDAccountant
 
 import dpx
+from _timing import target
 from dpx import accounting
 from dpx._events import RandomAllocationDpEvent
 from dpx.accounting import _accountants, _allocation, _monte_carlo, _pairs
@@ -44,6 +45,7 @@ def cold(question, repeats=5):
 def ratio(name, ours, theirs):
     (fast, answer), (slow, reference) = cold(ours), cold(theirs)
     print(f"{name:46} {fast:7.3f} s  {slow:7.3f} s  ratio {fast / slow:5.2f}   {answer:.6g} and {reference:.6g}")
+    return fast, slow
 
 
 if __name__ == "__main__":
@@ -51,11 +53,12 @@ if __name__ == "__main__":
     print("one question, dpx and dp_accounting")
     for sigma, q, count in ((1.0, 0.01, 1000), (3.0, 0.1, 512), (0.5, 0.01, 1000), (2.0, 0.004, 10**6)):
         event = poisson(sigma, q, count)
-        ratio(
+        fast, slow = ratio(
             f"epsilon of ({sigma}, {q}, {count:,})",
             lambda event=event: accounting.epsilon(event, 1e-6),
             lambda event=event: PLDAccountant().compose(event).get_epsilon(1e-6),
         )
+        target(f"one question of {count:,} steps, over dp_accounting's time", fast / slow, 1.0)
     truncated = da.SelfComposedDpEvent(da.TruncatedSubsampledGaussianDpEvent(10_000, 0.01, 150, 1.0), 1000)
     ratio(
         "epsilon of truncated batches",
@@ -64,11 +67,12 @@ if __name__ == "__main__":
     )
 
     print("a million steps and a hundred")
-    ratio(
+    fast, slow = ratio(
         "epsilon of (2.0, 0.004)",
         lambda: accounting.epsilon(poisson(2.0, 0.004, 10**6), 1e-5),
         lambda: accounting.epsilon(poisson(2.0, 0.004, 100), 1e-5),
     )
+    target("a million steps over a hundred", fast / slow, 3.0)
 
     print("calibration, and random allocation")
     for epsilon in (0.1, 1.0, 8.0):

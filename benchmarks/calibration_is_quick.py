@@ -13,6 +13,7 @@ import numpy as np
 from dp_accounting.pld import PLDAccountant
 
 import dpx
+from _timing import target
 from dpx.accounting import _accountants
 
 
@@ -44,3 +45,4 @@ if __name__ == "__main__":
         print(
             f"{name:14} noise multiplier {found[name]:.6f}  {median[name]:.2f} s  ratio {median[name] / median['dp_accounting']:.2f}"
         )
+    target("calibration over dp_accounting's time", median["dpx"] / median["dp_accounting"], 0.5)

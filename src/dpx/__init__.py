@@ -1,5 +1,7 @@
 """Differentially private machine learning in JAX and Equinox."""
 
+from importlib.metadata import version as _version
+
 from . import (
     accounting as accounting,
     gradients as gradients,
@@ -69,3 +71,5 @@ from .strategies import (
     SquareRootToeplitz as SquareRootToeplitz,
     TreeAggregation as TreeAggregation,
 )
+
+__version__ = _version("dpx")
