@@ -30,5 +30,5 @@ if __name__ == "__main__":
             first, second = interleaved(functions, repeats=21).values()
             seconds = " / ".join(f"{s:.2f} s" for s in compiling)
             print(f"{name:8} {shape!s:>14} {first * 1e3:9.3f} {second * 1e3:9.3f} {second / first:6.2f}   {seconds}")
-                if name == "normal" and max(shape) > 999:
-                    target(f"ChaCha20 over threefry, normal {shape}", second / first, 6.0)
+            if name == "normal" and max(shape) > 999:
+                target(f"ChaCha20 over threefry, normal {shape}", second / first, 6.0)
