@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from .._checks import is_probability, positive_scalar, probability_scalar, usable
-from .._draws import draw, normal_from_words
 from .._types import Params, RealScalarLike
+from ..random import draw, normal_from_words
 from ._base import AbstractClipping
 from ._flat import LARGEST, SMALLEST, usable_norm
 from ._grouping import Grouping, block, layer, parse_norms, split_norm, total_norm
