@@ -15,8 +15,8 @@ from dp_accounting.pld import PLDAccountant
 
 import dpx
 from dpx import accounting
-from dpx._events import RandomAllocationDpEvent
 from dpx.accounting import _accountants, _allocation, _monte_carlo, _pairs
+from dpx.events import RandomAllocationDpEvent
 
 
 def poisson(sigma, q, count):

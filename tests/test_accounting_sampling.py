@@ -12,17 +12,17 @@ from scipy import integrate, stats
 
 import dpx
 from dpx import accounting
-from dpx._events import (
+from dpx.accounting import _monte_carlo
+from dpx.accounting._allocation import random_allocation
+from dpx.accounting._distributions import LossDistribution, poisson_gaussian
+from dpx.accounting._fixed_size import fixed_size_gaussian
+from dpx.events import (
     CoupledDpEvent,
     FixedSizeSampledGaussianDpEvent,
     GaussianMixtureOfBinsDpEvent,
     MinSepSampledDpEvent,
     RandomAllocationDpEvent,
 )
-from dpx.accounting import _monte_carlo
-from dpx.accounting._allocation import random_allocation
-from dpx.accounting._distributions import LossDistribution, poisson_gaussian
-from dpx.accounting._fixed_size import fixed_size_gaussian
 from dpx.sampling import MinSepSampler
 from dpx.strategies import BandedToeplitz
 

@@ -12,14 +12,14 @@ from scipy.special import log_ndtr, ndtr
 
 import dpx
 from dpx import accounting, sampling
-from dpx._events import (
+from dpx.accounting import _allocation_lower, _attacks, _lower_bounds, _optimistic
+from dpx.events import (
     CoupledDpEvent,
     FixedSizeSampledGaussianDpEvent,
     GaussianMixtureOfBinsDpEvent,
     MinSepSampledDpEvent,
     RandomAllocationDpEvent,
 )
-from dpx.accounting import _allocation_lower, _attacks, _lower_bounds, _optimistic
 
 times, Gaussian, Poisson = da.SelfComposedDpEvent, da.GaussianDpEvent, da.PoissonSampledDpEvent
 FLAT = dpx.FlatClipping(1.0)

@@ -11,7 +11,7 @@ from scipy import stats
 
 import dpx
 from dpx import accounting
-from dpx._events import (
+from dpx.events import (
     CoupledDpEvent,
     FixedSizeSampledGaussianDpEvent,
     GaussianMixtureOfBinsDpEvent,

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from .._checks import at_least_zero, described, probability, real_number
+from ..events import composed, parts, reduced
 from ._distributions import LossDistribution, with_coupling
-from ._event_tree import composed, parts
 from ._fixed_size import gaussian_profile
 from ._monte_carlo import SampledLosses, is_monte_carlo, samples_for
-from ._pairs import distribution_of, pure_epsilon, relation as relation, strict, surrogate
+from ._pairs import distribution_of, pure_epsilon, relation as relation, surrogate
 from ._renyi_accountant import renyi_curve
 
 if TYPE_CHECKING:
@@ -117,12 +117,12 @@ def rough_epsilon(event: "DpEvent", delta: float, adjacency: str = "add_or_remov
 def rough_renyi_epsilon(event: "DpEvent", delta: float, adjacency: str) -> float:
     """A guess at the epsilon of Rényi accounting, from a few orders."""
     with _quiet():
-        return max(0.0, renyi_curve(strict(event), adjacency, _COARSE_ORDERS).epsilon(delta))
+        return max(0.0, renyi_curve(reduced(event), adjacency, _COARSE_ORDERS).epsilon(delta))
 
 
 def rough_distribution(event: "DpEvent", adjacency: str) -> LossDistribution:
     """As `loss_distribution`, from a grid that is far too coarse, and by another event where the event is simulated. For guesses only."""
-    event = surrogate(composed(parts(strict(event))))
+    event = surrogate(composed(parts(reduced(event))))
     with _quiet():
         return distribution_of(event, adjacency, coarser=_ROUGH)
 
@@ -146,7 +146,7 @@ def loss_distribution(
     - `delta`: that questions will be about, whose digits are kept, or which decides how many samples are drawn.
     - `interval`: the width of the grid of losses; by default a hundredth of the standard deviation of each event's.
     """
-    event = strict(event)
+    event = reduced(event)
     if is_monte_carlo(event):
         samples = samples_for(1e-4 if delta is None else delta)
         return SampledLosses(_composed(event, adjacency, interval, delta, samples), samples)
@@ -185,7 +185,7 @@ def epsilon(
     event = _bare(event, adjacency)
     if accountant != "rdp":  # which of its events hold under replacement, Rényi accounting decides itself
         check_accountant(accountant, adjacency)
-    event = strict(event)
+    event = reduced(event)
     pure = pure_epsilon(event, adjacency)
     if delta == 0:
         if pure == math.inf:
@@ -247,7 +247,7 @@ def delta(
     event = _bare(event, adjacency)
     if accountant != "rdp":
         check_accountant(accountant, adjacency)
-    event = strict(event)
+    event = reduced(event)
     if epsilon >= pure_epsilon(event, adjacency):
         return 0.0
     if accountant == "rdp":
@@ -269,7 +269,7 @@ def delta(
 
 def deltas(event: "DpEvent", epsilons: np.ndarray, adjacency: Adjacency, accountant: AccountantName) -> np.ndarray:
     r"""Upper bounds on $\delta$ at many $\varepsilon$, by one composition: without the digits of very small ones."""
-    event = strict(event)
+    event = reduced(event)
     if accountant == "rdp":
         return np.array([delta(event, float(e), adjacency=adjacency, accountant=accountant) for e in epsilons])
     if (multiplier := _as_one_gaussian(event, adjacency)) is not None:

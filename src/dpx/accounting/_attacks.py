@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ..events import parts
 from ._allocation_lower import average, directions, fits, largest_output, mean_ratio, times_shared, with_absent
 from ._distributions import log_normal_mass
-from ._event_tree import parts
 from ._optimistic import AbstractPair, FixedPair, GaussianMixturePair, LaplaceMixturePair
 
 Attacks = tuple[tuple[AbstractPair, ...], tuple[AbstractPair, ...]]
@@ -31,7 +31,7 @@ def attacks(event: Any, adjacency: str) -> Attacks:
     """The pairs that are known to be reached by one event that composes no others; none where none is known."""
     import dp_accounting as da
 
-    from .. import _events
+    from .. import events
 
     sign = -1.0 if adjacency == "replace_one" else 0.0
     match event:
@@ -51,11 +51,11 @@ def attacks(event: Any, adjacency: str) -> Attacks:
         ):
             size, sample = event.source_dataset_size, event.sample_size
             return _fixed_size(size, min(sample, size), multiplier, False, adjacency)
-        case _events.FixedSizeSampledGaussianDpEvent() if adjacency != "add_or_remove_one":
+        case events.FixedSizeSampledGaussianDpEvent() if adjacency != "add_or_remove_one":
             return _fixed_size(event.num_examples, event.batch_size, event.noise_multiplier, event.replace, adjacency)
-        case _events.RandomAllocationDpEvent() if not sign:
+        case events.RandomAllocationDpEvent() if not sign:
             return allocation(event.noise_multiplier, event.bins)
-        case _events.GaussianMixtureOfBinsDpEvent() if not sign:
+        case events.GaussianMixtureOfBinsDpEvent() if not sign:
             return _bins(event.noise_multiplier, event.gram)
     return NOTHING
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from .._checks import positive_int, probability
 from .._types import RealScalarLike
+from ..events import Parts, canonical, composed, parts
 from ..sampling import PoissonSampler
 from ._accountants import Adjacency, check_adjacency, delta as delta_of, epsilon as epsilon_of
 from ._distributions import LossDistribution, nothing
-from ._event_tree import Parts, canonical, composed, parts
 from ._mixtures import binomial_gaussian
 
 # groups of which every number that may take part is looked at, and how many entries a matrix of them and the losses may have

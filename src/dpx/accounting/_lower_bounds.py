@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._checks import probability
+from ..events import canonical, composed, parts, uncoupled
 from ._accountants import AccountantName, Adjacency, check_adjacency, epsilon as upper_epsilon
 from ._attacks import attacks, sampled_discrete_gaussian
-from ._event_tree import canonical, composed, parts
 from ._fixed_size import gaussian_profile
 from ._optimistic import AbstractPair, lower_epsilon, rough_epsilon
 
@@ -99,7 +99,8 @@ def attained_epsilon(
     delta = probability("delta", delta)
     check_adjacency(adjacency)
     event = canonical(event)
-    coupling, plain = _uncoupled(event)
+    coupling, leaves = uncoupled(event)
+    plain = composed(leaves)
     found = _attained(plain, delta, adjacency, upper)
     if not coupling or found == 0:
         return found
@@ -116,27 +117,11 @@ def attained_discrete_gaussian(
     return best_attack([(((pair,), (pair.swapped,)), count)], delta, upper)
 
 
-def _uncoupled(event: Any) -> tuple[float, Any]:
-    """The failure probabilities of all couplings together, and the event without them."""
-    from .._events import CoupledDpEvent
-
-    total = 0.0
-    plain: list[tuple[Any, int]] = []
-    for part, count in parts(event):
-        if isinstance(part, CoupledDpEvent):
-            inner, without = _uncoupled(part.event)
-            total += count * (inner + part.failure_probability)
-            plain.extend((e, count * n) for e, n in parts(without))
-        else:
-            plain.append((part, count))
-    return total, composed(tuple(plain))
-
-
 @functools.lru_cache(maxsize=256)
 def _attained(event: Any, delta: float, adjacency: Adjacency, upper: float) -> float:
     import dp_accounting as da
 
-    from .._events import MinSepSampledDpEvent
+    from ..events import MinSepSampledDpEvent
 
     pairs = parts(composed(parts(event)))
     if any(isinstance(e, da.NonPrivateDpEvent) for e, _ in pairs):

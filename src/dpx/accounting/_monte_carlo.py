@@ -39,8 +39,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..events import parts
 from ._distributions import LossDistribution, LossPmf
-from ._event_tree import parts
 
 _FAILURE = 1e-8
 _LEAST_SAMPLES, _MOST_SAMPLES = 2**20, 2**23
@@ -88,7 +88,7 @@ class SampledLosses(eqx.Module):
 
 def is_monte_carlo(event: Any) -> bool:
     """Whether `event`, or a part of it, is accounted for by simulation."""
-    from .._events import CoupledDpEvent, MinSepSampledDpEvent
+    from ..events import CoupledDpEvent, MinSepSampledDpEvent
 
     return any(
         isinstance(part, MinSepSampledDpEvent) or (isinstance(part, CoupledDpEvent) and is_monte_carlo(part.event))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..events import composed, parts
 from ._allocation import allocation_scale, random_allocation
 from ._correlated_bins import bins_scale, mixture_of_bins
 from ._distributions import (
@@ -22,7 +23,6 @@ from ._distributions import (
     poisson_gaussian_replaced,
     poisson_laplace,
 )
-from ._event_tree import canonical, composed, parts
 from ._fixed_size import fixed_size_gaussian, fixed_size_scale
 from ._mixtures import mixture_gaussian, mixture_scale
 from ._monte_carlo import min_sep_distribution, samples_for
@@ -52,146 +52,6 @@ def relation(adjacency: str) -> Any:
     return NeighboringRelation[adjacency.upper()]
 
 
-def strict(event: Any) -> Any:
-    """The same event with Python numbers throughout, checked, in forms of which a bound is known: whatever accounts for an event, accounts for
-    this one.
-
-    Gaussians on one sample are folded into one: dp_accounting's Rényi accountant drops such a composition where its multiplier is not a `float`,
-    and its other one does not know it. Batches of a fixed size become the event of dpx, which takes the sensitivity of replacement for what it
-    is. A mechanism without noise is not private, and one with infinite noise says nothing.
-    """
-    return _strict(canonical(event))
-
-
-def _strict(event: Any) -> Any:
-    import dp_accounting as da
-
-    from .. import _events
-
-    match event:
-        case da.SelfComposedDpEvent():
-            return da.SelfComposedDpEvent(_strict(event.event), event.count)
-        case da.ComposedDpEvent():
-            return da.ComposedDpEvent(tuple(_strict(e) for e in event.events))  # pyright: ignore[reportArgumentType]
-        case _events.CoupledDpEvent():
-            _check(event.failure_probability <= 1, event, "`failure_probability` must be at most 1")
-            return _events.CoupledDpEvent(_strict(event.event), event.failure_probability)
-        case da.dp_event.RepeatAndSelectDpEvent():
-            is_mean = 0 < event.mean < math.inf if math.isinf(event.shape) else 1 <= event.mean < math.inf
-            _check(is_mean, event, "`mean` must be finite and at least 1, or above 0 for a Poisson number of runs")
-            return da.dp_event.RepeatAndSelectDpEvent(_strict(event.event), event.mean, event.shape)
-        case da.PoissonSampledDpEvent():
-            return _strict_poisson(event)
-        case da.SampledWithoutReplacementDpEvent() | da.dp_event.SampledWithReplacementDpEvent():
-            return _strict_fixed_size(event)
-        case da.GaussianDpEvent() | da.LaplaceDpEvent():
-            return _with_noise(event, event.noise_multiplier)
-        case da.dp_event.DiscreteLaplaceDpEvent():
-            # the parameter is the rate of decay, which no distribution has at 0
-            if event.sensitivity == 0:
-                return da.NoOpDpEvent()
-            return event if 0 < event.noise_parameter < math.inf else da.NonPrivateDpEvent()
-        case da.RandomizedResponseDpEvent():
-            _check(event.noise_parameter <= 1, event, "`noise_parameter` must be a probability")
-            _check(event.num_buckets >= 1, event, "`num_buckets` must be at least 1")
-            if event.num_buckets == 1:
-                return da.NoOpDpEvent()
-            return da.NonPrivateDpEvent() if event.noise_parameter == 0 else event
-        case da.dp_event.MixtureOfGaussiansDpEvent():
-            _check(0 < len(event.sensitivities) == len(event.sampling_probs), event, "as many of one as of the other")
-            _check(abs(math.fsum(event.sampling_probs) - 1) < 1e-9, event, "`sampling_probs` must sum to 1")
-            _check(max(event.sensitivities) < math.inf, event, "`sensitivities` must be finite")
-            if max(event.sensitivities) == 0:
-                return da.NoOpDpEvent()
-            return _with_noise(event, event.standard_deviation)
-        case da.TruncatedSubsampledGaussianDpEvent():
-            _check(event.sampling_probability <= 1, event, "`sampling_probability` must be at most 1")
-            if 0 in (event.dataset_size, event.sampling_probability, event.truncated_batch_size):
-                return da.NoOpDpEvent()  # nobody's data is used
-            return _with_noise(event, event.noise_multiplier)
-        case _events.RandomAllocationDpEvent():
-            _check(event.bins >= 1, event, "`bins` must be at least 1")
-            gaussian = _strict(da.GaussianDpEvent(event.noise_multiplier))
-            return event if event.bins > 1 and isinstance(gaussian, da.GaussianDpEvent) else gaussian
-        case _events.FixedSizeSampledGaussianDpEvent():
-            _check(event.num_examples >= 1, event, "`num_examples` must be at least 1")
-            _check(event.replace or event.batch_size <= event.num_examples, event, "a batch has at most all examples")
-            if event.batch_size == 0:
-                return da.NoOpDpEvent()
-            return _with_noise(event, event.noise_multiplier)
-        case _events.GaussianMixtureOfBinsDpEvent():
-            gram = np.asarray(event.gram)
-            is_square = gram.ndim == 2 and 0 < len(gram) == gram.shape[1]
-            _check(is_square and bool(np.all(np.isfinite(gram))), event, "`gram` must be square and finite")
-            is_gram = bool(gram.max() <= gram.diagonal().max() * (1 + 1e-9))
-            _check(is_gram, event, "the largest inner product is on the diagonal")
-            return _with_noise(event, event.noise_multiplier)
-        case _events.MinSepSampledDpEvent():
-            _check(0 < event.sampling_probability <= 1, event, "`sampling_probability` must be above 0 and at most 1")
-            _check(0 < len(event.coefficients) <= event.min_separation, event, "at most `min_separation` coefficients")
-            return event if event.steps else da.NoOpDpEvent()
-    return event
-
-
-def _strict_poisson(event: Any) -> Any:
-    import dp_accounting as da
-
-    _check(event.sampling_probability <= 1, event, "`sampling_probability` must be at most 1")
-    if event.sampling_probability == 0:
-        return da.NoOpDpEvent()
-    inner = _strict(event.event)
-    if isinstance(inner, da.SelfComposedDpEvent | da.ComposedDpEvent):
-        inner = _folded(inner)
-    if event.sampling_probability == 1 or isinstance(inner, da.NoOpDpEvent | da.NonPrivateDpEvent):
-        return inner
-    return da.PoissonSampledDpEvent(event.sampling_probability, inner)
-
-
-def _strict_fixed_size(event: Any) -> Any:
-    import dp_accounting as da
-
-    from .._events import FixedSizeSampledGaussianDpEvent
-
-    replace = isinstance(event, da.dp_event.SampledWithReplacementDpEvent)
-    inner = _folded(_strict(event.event))
-    if isinstance(inner, da.NoOpDpEvent | da.NonPrivateDpEvent):
-        return inner
-    if not isinstance(inner, da.GaussianDpEvent):
-        raise ValueError(
-            f"Batches of a fixed size can be accounted for with Gaussian noise only; got {inner}. Use Poisson sampling."
-        )
-    size, sample = event.source_dataset_size, event.sample_size
-    return _strict(FixedSizeSampledGaussianDpEvent(size, sample, inner.noise_multiplier, replace))
-
-
-def _with_noise(event: Any, noise: float) -> Any:
-    import dp_accounting as da
-
-    if noise == math.inf:
-        return da.NoOpDpEvent()
-    return da.NonPrivateDpEvent() if noise == 0 else event
-
-
-def _check(holds: bool, event: Any, message: str) -> None:
-    if not holds:
-        raise ValueError(f"`{event}` is no mechanism: {message}.")
-
-
-def _folded(event: Any) -> Any:
-    """A composition as one event: Gaussians are together exactly one Gaussian, of the sum of their precisions."""
-    import dp_accounting as da
-
-    pairs = parts(event)
-    if len(pairs) == 1 and pairs[0][1] == 1:
-        return pairs[0][0]
-    if any(isinstance(part, da.NonPrivateDpEvent) for part, _ in pairs):
-        return da.NonPrivateDpEvent()
-    if not all(isinstance(part, da.GaussianDpEvent) for part, _ in pairs):
-        return composed(pairs)
-    total = math.fsum(count * part.noise_multiplier**-2 for part, count in pairs)
-    return da.GaussianDpEvent(total**-0.5 * (1 - 1e-14)) if total else da.NoOpDpEvent()
-
-
 def pure_epsilon(event: Any, adjacency: str) -> float:
     """The epsilon of pure differential privacy of a strict event, whatever its delta; infinite where it has none."""
     return math.fsum(count * _pure(part, adjacency) for part, count in parts(event))
@@ -218,13 +78,13 @@ def surrogate(event: Any) -> Any:
     """An event without simulation that costs about as much, from which guesses are made of where to look."""
     import dp_accounting as da
 
-    from .. import _events
+    from .. import events
 
     def one(event: Any, count: int) -> list[Any]:
         match event:
-            case _events.CoupledDpEvent():
+            case events.CoupledDpEvent():
                 return [da.SelfComposedDpEvent(surrogate(event.event), count)]
-            case _events.MinSepSampledDpEvent():
+            case events.MinSepSampledDpEvent():
                 share, turns = _turns(event)
                 gaussian = da.GaussianDpEvent(event.noise_multiplier)
                 once = da.PoissonSampledDpEvent(share, gaussian) if share < 1 else gaussian
@@ -300,7 +160,7 @@ def _aim(leaves: list[tuple[LossDistribution, int]], delta: float | None) -> Aim
 
 def _width(event: Any, count: int, adjacency: str) -> float:
     """The width of the grid for so many of one event; of what is coupled, that of what it is coupled to."""
-    from .._events import CoupledDpEvent
+    from ..events import CoupledDpEvent
 
     if isinstance(event, CoupledDpEvent):
         return min((_width(part, count * times, adjacency) for part, times in parts(event.event)), default=_WIDEST)
@@ -325,7 +185,7 @@ def _scale(event: Any, adjacency: str) -> tuple[float, float] | None:
     """Standard deviation and extent of the losses of an event, by formula; None where it must be measured."""
     import dp_accounting as da
 
-    from .. import _events
+    from .. import events
 
     is_replaced = adjacency == "replace_one"
     match event:
@@ -348,15 +208,15 @@ def _scale(event: Any, adjacency: str) -> tuple[float, float] | None:
                     wide, reach = gaussian_scale(multiplier / 2, kept, adjacency != "add_or_remove_one")
                     spread, extent = max(spread, math.hypot(spread, math.sqrt(cut) * wide)), max(extent, reach)
             return spread, extent
-        case _events.RandomAllocationDpEvent():
+        case events.RandomAllocationDpEvent():
             return allocation_scale(event.noise_multiplier, event.bins)
-        case _events.GaussianMixtureOfBinsDpEvent():
+        case events.GaussianMixtureOfBinsDpEvent():
             return bins_scale(event.noise_multiplier, event.gram)
-        case _events.MinSepSampledDpEvent():
+        case events.MinSepSampledDpEvent():
             share, turns = _turns(event)
             spread, extent = gaussian_scale(event.noise_multiplier, share, False)
             return spread * math.sqrt(turns), min(extent * turns, 2048.0)
-        case _events.FixedSizeSampledGaussianDpEvent():
+        case events.FixedSizeSampledGaussianDpEvent():
             return fixed_size_scale(event.num_examples, event.batch_size, event.noise_multiplier, event.replace)
     return None
 
@@ -378,7 +238,7 @@ def _measured_interval(event: Any, adjacency: str) -> float:
 def _one(event: Any, adjacency: str, interval: float, samples: int | None = None) -> LossDistribution:
     import dp_accounting as da
 
-    from .. import _events
+    from .. import events
 
     is_replaced = adjacency == "replace_one"
     match event:
@@ -399,23 +259,23 @@ def _one(event: Any, adjacency: str, interval: float, samples: int | None = None
         case da.TruncatedSubsampledGaussianDpEvent():
             larger, smaller = (_truncated(event, size, adjacency, interval) for size in _sizes(event))
             return larger if smaller is larger else LossDistribution(larger.remove, larger.add, 0.0, smaller)
-        case _events.RandomAllocationDpEvent():
+        case events.RandomAllocationDpEvent():
             _need_presence("Random allocation", adjacency)
             return random_allocation(event.noise_multiplier, event.bins, interval)
-        case _events.GaussianMixtureOfBinsDpEvent():
+        case events.GaussianMixtureOfBinsDpEvent():
             _need_presence("Balls-in-bins sampling", adjacency)
             return mixture_of_bins(float(event.noise_multiplier), event.gram, interval)
-        case _events.FixedSizeSampledGaussianDpEvent():
+        case events.FixedSizeSampledGaussianDpEvent():
             if adjacency == "add_or_remove_one":
                 raise ValueError(MSG_FIXED_SIZE)
             return fixed_size_gaussian(
                 event.num_examples, event.batch_size, event.noise_multiplier, event.replace, interval
             )
-        case _events.CoupledDpEvent():
+        case events.CoupledDpEvent():
             inner = distribution_of(event.event, adjacency, interval, samples=samples)
             failure = inner.coupling + event.failure_probability
             return LossDistribution(inner.remove, inner.add, failure, inner.other)
-        case _events.MinSepSampledDpEvent():
+        case events.MinSepSampledDpEvent():
             return min_sep_distribution(event, adjacency, interval, samples or samples_for(1e-4))
     from dp_accounting.pld import PLDAccountant
 

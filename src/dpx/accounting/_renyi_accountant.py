@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._event_tree import parts
+from ..events import uncoupled
 from ._pairs import MSG_FIXED_SIZE, relation
 from ._poisson_renyi import is_sampled_zcdp, sampled_zcdp
 
@@ -62,21 +62,8 @@ def renyi_curve(event: Any, adjacency: str, orders: tuple[float, ...] | None = N
     """
     from dp_accounting.rdp import RdpAccountant
 
-    from .. import _events
-
-    leaves: list[tuple[Any, int]] = []
-    coupling = 0.0
-
-    def walk(event: Any, count: int) -> None:
-        nonlocal coupling
-        for part, times in parts(event):
-            if isinstance(part, _events.CoupledDpEvent):
-                coupling += count * times * part.failure_probability
-                walk(part.event, count * times)
-            else:
-                leaves.append((_own_sensitivity(part, adjacency), count * times))
-
-    walk(event, 1)
+    coupling, found = uncoupled(event)
+    leaves = [(_own_sensitivity(part, adjacency), count) for part, count in found]
     import dp_accounting as da
 
     chosen = None if orders is None else list(orders)
@@ -110,20 +97,18 @@ def _own_sensitivity(event: Any, adjacency: str) -> Any:
     """The event whose noise is measured against what a neighbour moves, rather than against one contribution."""
     import dp_accounting as da
 
-    from .. import _events
+    from .. import events
 
     match event:
-        case _events.FixedSizeSampledGaussianDpEvent(replace=False) if adjacency != "add_or_remove_one":
+        case events.FixedSizeSampledGaussianDpEvent(replace=False) if adjacency != "add_or_remove_one":
             # even an example that is emptied makes room for another in the batch, at up to twice the distance
             gaussian = da.GaussianDpEvent(event.noise_multiplier / 2)
             return da.SampledWithoutReplacementDpEvent(event.num_examples, event.batch_size, gaussian)
-        case _events.FixedSizeSampledGaussianDpEvent(replace=True):
+        case events.FixedSizeSampledGaussianDpEvent(replace=True):
             raise ValueError(_MSG_NO_FORMULA.format(event="sampling with replacement"))
-        case _events.FixedSizeSampledGaussianDpEvent():
+        case events.FixedSizeSampledGaussianDpEvent():
             raise ValueError(MSG_FIXED_SIZE)
-        case (
-            _events.RandomAllocationDpEvent() | _events.GaussianMixtureOfBinsDpEvent() | _events.MinSepSampledDpEvent()
-        ):
+        case events.RandomAllocationDpEvent() | events.GaussianMixtureOfBinsDpEvent() | events.MinSepSampledDpEvent():
             raise ValueError(_MSG_NO_FORMULA.format(event=type(event).__name__))
     if adjacency == "replace_one" and not isinstance(event, da.NonPrivateDpEvent):
         if not isinstance(event, da.GaussianDpEvent):

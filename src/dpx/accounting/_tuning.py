@@ -8,10 +8,10 @@ import numpy as np
 
 from .._checks import at_least_zero, positive_int, probability, real_number
 from .._types import RealScalarLike
+from ..events import canonical
 from ..random import Domain, check_seed, fresh_seed, generator
 from ._accountable import Release
 from ._accountants import Adjacency, delta as delta_of, epsilon as epsilon_of
-from ._event_tree import canonical
 from ._groups import event_and_adjacency
 
 _SHAPES = {"logarithmic": 0.0, "geometric": 1.0, "poisson": math.inf}

@@ -556,7 +556,7 @@ def _with_side_queries(event: "DpEvent", noise_multiplier: float, side_precision
     knows how to account for that."""
     import attr
 
-    from .._events import CoupledDpEvent, GaussianMixtureOfBinsDpEvent, MinSepSampledDpEvent
+    from ..events import CoupledDpEvent, GaussianMixtureOfBinsDpEvent, MinSepSampledDpEvent
 
     match event:
         case CoupledDpEvent():

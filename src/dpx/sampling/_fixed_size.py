@@ -89,7 +89,7 @@ class FixedSizeSampler(AbstractSampler):
     ) -> "DpEvent":
         import dp_accounting as da
 
-        from .._events import FixedSizeSampledGaussianDpEvent
+        from ..events import FixedSizeSampledGaussianDpEvent
 
         multiplier = gaussian_multiplier("FixedSizeSampler", mechanism)
         if bands != 1:

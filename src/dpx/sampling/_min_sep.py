@@ -145,7 +145,7 @@ class MinSepSampler(AbstractSampler):
     ) -> "DpEvent":
         import dp_accounting as da
 
-        from .._events import CoupledDpEvent, MinSepSampledDpEvent
+        from ..events import CoupledDpEvent, MinSepSampledDpEvent
 
         multiplier = gaussian_multiplier("MinSepSampler", mechanism)
         separation, p = self.min_separation, self.sampling_probability
