@@ -11,7 +11,7 @@ import numpy as np
 from .._checks import at_least_zero, choice, nonempty_text, positive_float, positive_int, probability
 from .._types import RealScalarLike
 from ..events import canonical, parts
-from ._accountants import Adjacency, check_adjacency
+from ._neighbours import Adjacency, check_adjacency
 from ._renyi import ORDERS, renyi_divergences
 
 FilterAccountant = Literal["rdp", "gdp"]

@@ -14,7 +14,8 @@ from .._checks import at_least_zero, described, flag, nonempty_text, positive_in
 from .._round import round_epsilon, round_up
 from .._types import RealScalarLike
 from ..events import canonical, composed, from_jsonable, parts, to_jsonable
-from ._accountants import NEIGHBOURS, AccountantName, Adjacency, check_accountant, check_adjacency, delta, epsilon
+from ._neighbours import NEIGHBOURS, AccountantName, Adjacency, check_accountant, check_adjacency
+from ._questions import delta, epsilon
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent

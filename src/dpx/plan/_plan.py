@@ -524,7 +524,7 @@ class PrivacyPlan(eqx.Module):
             own = (
                 rest**-0.5 if sides and rest > 0 else self.noise_multiplier
             )  # nothing left: no plan, but a step of a search
-            event = _with_side_queries(event, own, sum(sides) + sum(costs))
+            event = accounting.with_side_queries(event, own, sum(sides) + sum(costs))
         return event
 
     def _first(self, steps: Any) -> int:
@@ -549,23 +549,3 @@ class PrivacyPlan(eqx.Module):
         """The same plan with another noise multiplier."""
         noise: Any = self.noise
         return dataclasses.replace(self, noise=dataclasses.replace(noise, noise_multiplier=noise_multiplier))
-
-
-def _with_side_queries(event: "DpEvent", noise_multiplier: float, side_precision: float) -> "DpEvent":
-    """The event where simulation must know the gradient's own noise multiplier and what else a participation is seen in; raises where nobody
-    knows how to account for that."""
-    import attr
-
-    from ..events import CoupledDpEvent, GaussianMixtureOfBinsDpEvent, MinSepSampledDpEvent
-
-    match event:
-        case CoupledDpEvent():
-            return attr.evolve(event, event=_with_side_queries(event.event, noise_multiplier, side_precision))
-        case MinSepSampledDpEvent():
-            return attr.evolve(event, noise_multiplier=noise_multiplier, side_precision=side_precision)
-        case GaussianMixtureOfBinsDpEvent():
-            raise ValueError(
-                "Nobody can account for adaptive clipping or metrics next to correlated noise under balls-in-bins sampling. Use "
-                "`CyclicPoissonSampler` or `MinSepSampler`, independent noise, or a clip norm that is fixed and no metrics."
-            )
-    return event

@@ -11,8 +11,9 @@ from .._types import RealScalarLike
 from ..events import canonical
 from ..random import Domain, check_seed, fresh_seed, generator
 from ._accountable import Release
-from ._accountants import Adjacency, delta as delta_of, epsilon as epsilon_of
-from ._groups import event_and_adjacency
+from ._group_privacy import event_and_adjacency
+from ._neighbours import Adjacency
+from ._questions import delta as delta_of, epsilon as epsilon_of
 
 _SHAPES = {"logarithmic": 0.0, "geometric": 1.0, "poisson": math.inf}
 

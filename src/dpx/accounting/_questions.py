@@ -9,41 +9,32 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._checks import at_least_zero, described, probability, real_number
+from .._checks import at_least_zero
 from ..events import composed, parts, reduced
-from ._distributions import LossDistribution, with_coupling
-from ._fixed_size import gaussian_profile
-from ._monte_carlo import SampledLosses, is_monte_carlo, samples_for
-from ._pairs import distribution_of, pure_epsilon, relation as relation, surrogate
-from ._renyi_accountant import renyi_curve
+from ._composition import distribution_of, guess, pure_epsilon
+from ._neighbours import AccountantName, Adjacency, check_accountant, check_adjacency, check_delta
+from ._renyi import renyi_curve
+from ._rules import is_monte_carlo
+from .losses._connect import gaussian_profile
+from .losses._distribution import LossDistribution, with_coupling
+from .losses._monte_carlo import SampledLosses, samples_for
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
-
-Adjacency = Literal["add_or_remove_one", "replace_one", "replace_special"]
-AccountantName = Literal["pld", "rdp"]
 
 _SMALLEST_DELTA = 1e-12
 # enough to come near; integers have closed forms that are quick, and large epsilons need orders near 1
 _COARSE_ORDERS = (1.1, 1.2, 1.4, 1.7, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256, 512, 1024)
 _ROUGH = 8  # how many times coarser the grids of guesses are
-
 _ROUNDED = 1e-4  # deltas below may have lost digits to the rounding of a transform
-
 _MSG_PURE = (
     "`delta=0` is pure differential privacy, which this mechanism does not have, or not provably: Laplace noise has it, Gaussian noise and noise "
     "that is drawn anew for a random share of the data under replacement have not. Give a `delta` well below 1 / num_examples."
 )
-
-NEIGHBOURS = {
-    "add_or_remove_one": "one {unit} is added to or removed from the data",
-    "replace_one": "one {unit} is replaced by any other",
-    "replace_special": "one {unit} is replaced by an empty one, which contributes nothing (the size of the data is public)",
-}
 
 
 @contextlib.contextmanager
@@ -58,32 +49,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-def check_delta(call: str, delta: Any) -> float:
-    """Delta as a Python float: at least 0, where only pure differential privacy has an answer, and below 1."""
-    return 0.0 if real_number(call, delta) == 0 else probability(call, delta)
-
-
-def check_adjacency(adjacency: str, call: str = "") -> None:
-    """Raises unless `adjacency` is one that can be accounted for; `call` is what was typed."""
-    if not isinstance(adjacency, str) or adjacency not in get_args(Adjacency):
-        where = f"`{call}(adjacency=...)`: " if call else ""
-        raise ValueError(
-            f"{where}`adjacency` must be one of {', '.join(map(repr, get_args(Adjacency)))}; got {described(adjacency)}."
-        )
-
-
-def check_accountant(accountant: str, adjacency: str, call: str = "") -> None:
-    """Raises unless `accountant` is known and proves its bound under `adjacency`; `call` is what was typed."""
-    if not isinstance(accountant, str) or accountant not in get_args(AccountantName):
-        where = f"`{call}(accountant=...)`: " if call else ""
-        raise ValueError(f"{where}`accountant` must be 'pld' or 'rdp'; got {described(accountant)}.")
-    if accountant == "rdp" and adjacency == "replace_one":
-        raise ValueError(
-            "`accountant='rdp'` cannot account for `adjacency='replace_one'`: Rényi accounting of dp_accounting takes the sensitivity of "
-            "replacement for that of removal, half of what it is. Use `accountant='pld'`."
-        )
 
 
 def _bare(event: Any, adjacency: str) -> Any:
@@ -122,7 +87,7 @@ def rough_renyi_epsilon(event: "DpEvent", delta: float, adjacency: str) -> float
 
 def rough_distribution(event: "DpEvent", adjacency: str) -> LossDistribution:
     """As `loss_distribution`, from a grid that is far too coarse, and by another event where the event is simulated. For guesses only."""
-    event = surrogate(composed(parts(reduced(event))))
+    event = guess(composed(parts(reduced(event))))
     with _quiet():
         return distribution_of(event, adjacency, coarser=_ROUGH)
 
