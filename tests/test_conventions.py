@@ -14,7 +14,7 @@ import dpx
 
 SOURCE = Path(dpx.__file__).parent
 ROOMS = [
-    "_types", "_checks", "_files", "_round", "_tree", "_norms", "_sensitive", "random", "events", "sharding",
+    "_types", "_rounding_up", "_checks", "_files", "_round", "_tree", "_norms", "_sensitive", "random", "events", "sharding",
     "clipping", "_loss", "_user",
     "augmentation", "gradients", "strategies", "noise",
     "sampling", "accounting", "metrics", "private_gradient", "private_sum", "plan", "optimizers", "training", "auditing", "testing", "cli",

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import equinox as eqx
 
 from .._checks import at_least_zero, described, flag, nonempty_text, positive_int, probability
+from .._files import write_text_atomically
 from .._round import round_epsilon, round_up
 from .._types import RealScalarLike
 from ..events import canonical, composed, from_jsonable, parts, to_jsonable
@@ -318,19 +318,8 @@ class PrivacyLedger(eqx.Module):
         return cls(record["adjacency"], record["unit"], entries, fixed_parts=record.get("fixed_parts", False))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the ledger: a crash leaves the old file or the new one, never half of one."""
-        path = Path(path)
-        text = self.to_json() + "\n"
-        handle, half = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(half, path)
-        except BaseException:
-            os.unlink(half)
-            raise
+        """Writes the ledger, for its owner alone to read: a crash leaves the old file or the new one, never half of one."""
+        write_text_atomically(path, self.to_json() + "\n", mode=0o600)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "PrivacyLedger":

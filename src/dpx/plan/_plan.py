@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import accounting
-from .._checks import at_least_zero, choice, instance, integer, nonempty_text, positive_int, probability, rounded_up
+from .._checks import at_least_zero, choice, instance, integer, nonempty_text, positive_int, probability
+from .._rounding_up import rounded_up
 from .._types import RealScalarLike
 from ..accounting import AccountantName, Adjacency, TradeOffCurve
 from ..clipping import AbstractClipping, NoClipping, as_clipping

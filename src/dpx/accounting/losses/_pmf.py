@@ -37,6 +37,13 @@ class LossPmf(eqx.Module):
 
     Pessimistic: its hockey-stick divergence is at least that of the pair of distributions that it stands for, at every order.
 
+    **Arguments:**
+
+    - `interval`: the width of the grid.
+    - `lowest`: the first loss, in units of `interval`.
+    - `mass`: the masses, under the distribution in the ratio's numerator.
+    - `infinity`: the mass of outcomes that the other distribution does not have.
+
     ??? cite "Reference"
 
         Doroshenko et al., *Connect the dots*, PETS 2022; Zhu, Dong and Wang, *Optimal accounting of differential privacy via
