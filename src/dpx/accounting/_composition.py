@@ -38,7 +38,7 @@ def guess(event: Any) -> Any:
             return guess(rule.wraps(event))
         return event if rule.guess is None else rule.guess(event)
 
-    found = [da.SelfComposedDpEvent(one(part), count) for part, count in parts(event)]
+    found: list[Any] = [da.SelfComposedDpEvent(one(part), count) for part, count in parts(event)]
     return composed(parts(da.ComposedDpEvent(found)))
 
 

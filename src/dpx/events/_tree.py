@@ -168,8 +168,9 @@ def _check(event: Any) -> None:
             check(0 < len(event.sensitivities) == len(event.sampling_probs), event, "as many of one as of the other")
             check(abs(math.fsum(event.sampling_probs) - 1) < 1e-9, event, "`sampling_probs` must sum to 1")
             check(max(event.sensitivities) < math.inf, event, "`sensitivities` must be finite")
-    if hasattr(event, "check"):
-        event.check()
+    own = getattr(event, "check", None)
+    if own is not None:
+        own()
 
 
 def _reduced(event: Any) -> Any:
@@ -209,7 +210,8 @@ def _reduced(event: Any) -> Any:
             if 0 in (event.dataset_size, event.sampling_probability, event.truncated_batch_size):
                 return da.NoOpDpEvent()  # nobody's data is used
             return with_noise(event, event.noise_multiplier)
-    return event.reduced() if hasattr(event, "reduced") else event
+    own = getattr(event, "reduced", None)
+    return event if own is None else own()
 
 
 def _reduced_poisson(event: Any) -> Any:
