@@ -192,6 +192,14 @@ def test_rules_are_not_replaced():
             accounting.loss_rule(known)(coin_loss)
 
 
+@pytest.mark.parametrize("wrong", [CoinDpEvent(1.0, 0.5), int, "CoinDpEvent"])
+def test_rules_are_of_event_classes(wrong):
+    with pytest.raises(ValueError, match="`loss_rule\\(event_class=...\\)` must be a class"):
+        accounting.loss_rule(wrong)
+    with pytest.raises(ValueError, match="`loss_rule\\(of=...\\)` must be a class"):
+        accounting.loss_rule(CoinDpEvent, of=wrong)
+
+
 def test_simulated_losses_need_a_guess():
     with pytest.raises(ValueError, match="needs a `guess`"):
         accounting.loss_rule(CoinDpEvent, is_simulated=True)

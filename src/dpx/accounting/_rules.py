@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from .._checks import described
 from ..events import parts
 from .losses._distribution import LossDistribution
 from .losses._foreign import their_divergences, their_loss
@@ -118,8 +119,15 @@ def loss_rule(
 
     **Returns:** a decorator, which leaves the function as it is.
 
-    **Raises:** `ValueError` if the event has a rule.
+    **Raises:** `ValueError` if the event has a rule, or is no event.
     """
+    from dp_accounting import DpEvent
+
+    for call, kind in (("loss_rule(event_class=...)", event_class), ("loss_rule(of=...)", of)):
+        if kind is not None and not (isinstance(kind, type) and issubclass(kind, DpEvent)):
+            raise ValueError(
+                f"`{call}` must be a class that derives from `dp_accounting.DpEvent`; got {described(kind)}."
+            )
     rule = (scale, pure, guess, renyi, attacks, attained, wraps, with_side_queries, only_presence, is_simulated)
     if is_simulated and guess is None:
         raise ValueError(f"`loss_rule({event_class.__name__}, is_simulated=True)` needs a `guess`.")
