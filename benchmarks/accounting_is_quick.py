@@ -16,8 +16,9 @@ from dp_accounting.pld import PLDAccountant
 import dpx
 from _timing import target
 from dpx import accounting
-from dpx._events import RandomAllocationDpEvent
-from dpx.accounting import _accountants, _allocation, _monte_carlo, _pairs
+from dpx.accounting import _composition, _questions
+from dpx.accounting.losses import _allocation, _min_sep
+from dpx.events import RandomAllocationDpEvent
 
 
 def poisson(sigma, q, count):
@@ -29,9 +30,9 @@ def cold(question, repeats=5):
     seconds, answer = [], None
     for _ in range(repeats):
         for cached in (
-            _accountants._composed,
-            _pairs._one,
-            _pairs.interval_of,
+            _questions._composed,
+            _composition.single_loss,
+            _composition.interval_of,
             _allocation._mean_of,
             _allocation._even_mean,
         ):
@@ -86,7 +87,7 @@ if __name__ == "__main__":
     for steps, bands in ((128, 8), (512, 16), (1024, 16)):
         weights = 1 / np.sqrt(1 + np.arange(bands))
         mechanism = (1.0, tuple((weights / np.linalg.norm(weights)).tolist()), steps, 2 * bands, 0.1, True)
-        _monte_carlo.min_sep_losses(*mechanism, samples=2**11, seed=0)  # pyright: ignore[reportCallIssue]
+        _min_sep.min_sep_losses(*mechanism, samples=2**11, seed=0)  # pyright: ignore[reportCallIssue]
         begin = time.perf_counter()
-        _monte_carlo.min_sep_losses(*mechanism, samples=2**20, seed=0)  # pyright: ignore[reportCallIssue]
+        _min_sep.min_sep_losses(*mechanism, samples=2**20, seed=0)  # pyright: ignore[reportCallIssue]
         print(f"{steps:6} steps, {bands:3} bands {time.perf_counter() - begin:30.1f} s")

@@ -14,7 +14,7 @@ from dp_accounting.pld import PLDAccountant
 
 import dpx
 from _timing import target
-from dpx.accounting import _accountants
+from dpx.accounting import _questions
 
 
 def theirs():
@@ -26,7 +26,7 @@ def theirs():
 
 
 def ours():
-    _accountants._composed.cache_clear()
+    _questions._composed.cache_clear()
     plan = dpx.dp_sgd(60_000, 256, 5_000, epsilon=1.0, delta=1e-5)
     assert plan.epsilon(1e-5) <= 1.0
     return plan.noise_multiplier

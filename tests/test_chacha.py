@@ -12,8 +12,8 @@ from hypothesis import given, settings, strategies as st
 
 import dpx
 from conftest import NOISES, loss, make_batch, make_model
-from dpx._chacha import chacha20_blocks, flat_index, word_pairs, word_pairs_of_blocks
 from dpx.random import CHACHA20
+from dpx.random._chacha import chacha20_blocks, flat_index, word_pairs, word_pairs_of_blocks
 
 COLLECTIVES = re.compile(r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(-start)?\(")
 

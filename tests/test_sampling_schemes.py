@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import dpx
-from dpx import _events as events
+from dpx import events
 from dpx.sampling import (
     BallsInBinsSampler,
     FixedSizeSampler,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
 
 from .._checks import is_traced, positive_float, positive_scalar
 from .._types import Params, Participation, RealScalarLike, Struct
-from .._wide import multiply
+from ..random import multiply
 from ..sharding import bits_like
 from ..strategies import Identity
 from ._base import AbstractIntegerNoise, Buffers

@@ -7,6 +7,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from .._checks import positive_scalar
+from .._rounding_up import PRODUCT_UP
 from .._types import Params, Participation, RealScalarLike, Struct
 from ..sharding import normal_like
 from ..strategies import Identity
@@ -14,9 +15,6 @@ from ._base import AbstractNoise, Buffers
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
-
-# The product of three float32 numbers may round down by 3 * 2**-24; the accounted noise must not be more than the real one.
-ROUND_UP = 1 + 2.0**-22
 
 MSG_UNCALIBRATED = (
     "`{name}(noise_multiplier=None)` has no noise multiplier yet. Give one, or let a plan find it: "
@@ -70,7 +68,7 @@ class IndependentGaussian(AbstractNoise):
         del steps, participation  # steps compose in the accountant
         if self.noise_multiplier is None:
             raise ValueError(MSG_UNCALIBRATED.format(name="IndependentGaussian"))
-        return self.noise_multiplier * sensitivity * ROUND_UP
+        return self.noise_multiplier * sensitivity * PRODUCT_UP
 
     def variance(self, scale: Float[Array, ""], steps: int | None, step: Int[Array, ""]) -> Float[Array, ""]:
         del steps, step

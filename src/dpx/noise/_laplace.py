@@ -8,11 +8,12 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from .._checks import positive_scalar
+from .._rounding_up import PRODUCT_UP
 from .._types import Params, Participation, RealScalarLike, Struct
 from ..sharding import laplace_like
 from ..strategies import Identity
 from ._base import AbstractNoise, Buffers
-from ._gaussian import MSG_UNCALIBRATED, ROUND_UP
+from ._gaussian import MSG_UNCALIBRATED
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -63,7 +64,7 @@ class Laplace(AbstractNoise):
         del steps, participation
         if self.noise_multiplier is None:
             raise ValueError(MSG_UNCALIBRATED.format(name="Laplace"))
-        return self.noise_multiplier * sensitivity * ROUND_UP
+        return self.noise_multiplier * sensitivity * PRODUCT_UP
 
     def variance(self, scale: Float[Array, ""], steps: int | None, step: Int[Array, ""]) -> Float[Array, ""]:
         del steps, step

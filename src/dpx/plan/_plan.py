@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import accounting
-from .._checks import at_least_zero, choice, instance, integer, nonempty_text, positive_int, probability, rounded_up
+from .._checks import at_least_zero, choice, instance, integer, nonempty_text, positive_int, probability
+from .._rounding_up import rounded_up
 from .._types import RealScalarLike
 from ..accounting import AccountantName, Adjacency, TradeOffCurve
 from ..clipping import AbstractClipping, NoClipping, as_clipping
@@ -524,7 +525,7 @@ class PrivacyPlan(eqx.Module):
             own = (
                 rest**-0.5 if sides and rest > 0 else self.noise_multiplier
             )  # nothing left: no plan, but a step of a search
-            event = _with_side_queries(event, own, sum(sides) + sum(costs))
+            event = accounting.with_side_queries(event, own, sum(sides) + sum(costs))
         return event
 
     def _first(self, steps: Any) -> int:
@@ -549,23 +550,3 @@ class PrivacyPlan(eqx.Module):
         """The same plan with another noise multiplier."""
         noise: Any = self.noise
         return dataclasses.replace(self, noise=dataclasses.replace(noise, noise_multiplier=noise_multiplier))
-
-
-def _with_side_queries(event: "DpEvent", noise_multiplier: float, side_precision: float) -> "DpEvent":
-    """The event where simulation must know the gradient's own noise multiplier and what else a participation is seen in; raises where nobody
-    knows how to account for that."""
-    import attr
-
-    from .._events import CoupledDpEvent, GaussianMixtureOfBinsDpEvent, MinSepSampledDpEvent
-
-    match event:
-        case CoupledDpEvent():
-            return attr.evolve(event, event=_with_side_queries(event.event, noise_multiplier, side_precision))
-        case MinSepSampledDpEvent():
-            return attr.evolve(event, noise_multiplier=noise_multiplier, side_precision=side_precision)
-        case GaussianMixtureOfBinsDpEvent():
-            raise ValueError(
-                "Nobody can account for adaptive clipping or metrics next to correlated noise under balls-in-bins sampling. Use "
-                "`CyclicPoissonSampler` or `MinSepSampler`, independent noise, or a clip norm that is fixed and no metrics."
-            )
-    return event

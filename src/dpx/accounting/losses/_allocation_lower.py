@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._distributions import log_normal_mass
-from ._optimistic import FixedPair, up_shares
+from ._connect import log_normal_mass
+from ._pair import FixedPair
+from ._shares import up_shares
 
 _REACH = 9.0
 _DUST = 1e-20

@@ -1,16 +1,16 @@
-"""Poisson sampling of mechanisms of which only Rényi divergences are known, such as noise on integers."""
+"""Mechanisms of which only Rényi divergences are known, such as noise on integers, and Poisson sampling of them."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from dp_accounting.dp_event import ZCDpEvent
 
-
-def is_sampled_zcdp(event: Any) -> bool:
-    """Whether `event` is a Poisson-sampled mechanism that satisfies zero-concentrated DP."""
-    import dp_accounting as da
-
-    return isinstance(event, da.PoissonSampledDpEvent) and isinstance(event.event, da.dp_event.ZCDpEvent)
+from .._rules import loss_rule, unchanged
+from ._distribution import LossDistribution
+from ._foreign import their_divergences, their_loss
+from ._gaussian import sampled_gaussian
+from ._pair import NOTHING, Attacks
 
 
 def sampled_zcdp(event: Any, orders: np.ndarray) -> np.ndarray:
@@ -79,3 +79,15 @@ def _log_moment(probability: float, divergence: Callable[[np.ndarray], np.ndarra
         )
     # a hair more than is computed, for the rounding of the sum and of the logarithms of factorials
     return float(np.logaddexp(0.0, np.logaddexp.reduce(log_weights + log_excess) + 1e-9))
+
+
+def _attacks(event: Any, adjacency: str) -> Attacks:
+    if not event.rho > 0:
+        return NOTHING
+    # whatever its mechanism is, one of that many Gaussian ones would do
+    return sampled_gaussian((2 * event.rho) ** -0.5, 1.0, -1.0 if adjacency == "replace_one" else 0.0)
+
+
+@loss_rule(ZCDpEvent, renyi=their_divergences, attacks=_attacks, with_side_queries=unchanged)
+def _loss(event: Any, adjacency: str, interval: float) -> LossDistribution:
+    return their_loss(event, adjacency, interval)

@@ -11,8 +11,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Key, UInt32
 
-from ._chacha import CHACHA20 as CHACHA20
-from ._checks import described, is_tracing
+from .._checks import described, is_tracing
+from ._chacha import CHACHA20
 
 _MSG_TRACED = (
     "`dpx.random.{name}()` was called while JAX was tracing a function: the compiled function would use the same randomness every "

@@ -13,11 +13,19 @@ bands than a class's bins are apart has $\rho = 0$: balls-in-bins is then at lea
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from ...events import GaussianMixtureOfBinsDpEvent
+from .._rules import loss_rule
 from ._allocation import random_allocation
-from ._distributions import LossDistribution, mixture, poisson_gaussian
+from ._allocation_lower import average, directions, fits, mean_ratio, times_shared, with_absent
+from ._distribution import LossDistribution
+from ._gaussian import poisson_gaussian
+from ._pair import NOTHING, Attacks, FixedPair
+from ._pmf import mixture
 
 _ORDERS = range(2, 25)
 _Classes = list[tuple[float, int, float]]
@@ -123,3 +131,98 @@ def _log_moments(sigma: float, size: int, rho: float) -> np.ndarray:
                 result = np.convolve(result, base)[: top + 1]
         log_moments = np.log(result) + log_factorial + rho * pairs
     return np.minimum(np.nan_to_num(log_moments[list(_ORDERS)], nan=700.0, posinf=700.0), 700.0)
+
+
+@functools.lru_cache(maxsize=32)
+def _pairs_of(multiplier: float, gram: tuple[tuple[float, ...], ...]) -> Attacks:
+    r"""Kahane's inequality from below: deltas fall where entries of the covariance do.
+
+    The bins are dealt into blocks of neighbours. Of each block all inner products are lowered to the least, $\rho$, those between blocks to
+    nothing, and all squared norms to the least, $d$. What is left is the mean over independent blocks of a ratio of variance $\rho$ that the block
+    shares and the mean of independent ones of variance $d - \rho$.
+    """
+    matrix = np.array(gram, np.float64)
+    bins = len(matrix)
+    norms = np.diag(matrix)
+    least, most = float(norms.min()), float(norms.max())
+    if not most > 0 or not np.all(matrix >= 0) or not fits(multiplier / math.sqrt(most)):
+        return NOTHING
+    removed, added = [], []
+    for size in sorted({1, 2, 4, 8, 16, 32, bins} & set(range(1, bins + 1))) if least > 0 else ():
+        blocks = bins // size
+        shared = min(
+            float(matrix[i : i + size, i : i + size][~np.eye(size, dtype=bool)].min(initial=least))
+            for i in range(0, blocks * size, size)
+        )
+        shared = 0.0 if size == 1 else min(shared, least)
+        if size > 1 and shared < 1e-3:
+            continue
+        pairs = _blocks(multiplier, size, blocks, shared, least, blocks * size / bins)
+        removed.append(pairs[0])
+        added.append(pairs[1])
+    if least < most:
+        # or those of less than the largest norm count as if the unit were absent
+        largest = norms >= (1 - 1e-12) * most
+        number = int(largest.sum())
+        pairs = _blocks(multiplier, 1, number, 0.0, most * (1 - 1e-12), number / bins)
+        removed.append(pairs[0])
+        added.append(pairs[1])
+    return tuple(removed), tuple(added)
+
+
+def _blocks(
+    multiplier: float, size: int, blocks: int, shared: float, norm: float, present: float
+) -> tuple[FixedPair, FixedPair]:
+    found = []
+    own = norm - shared
+    for is_removed in (True, False):
+        if shared == 0:
+            ratio = mean_ratio(multiplier / math.sqrt(norm), size * blocks, is_removed)
+        else:
+            # of a block that shares all, a tenth of a per cent is left, so that the grid of its own part is not infinitely fine
+            inner = mean_ratio(multiplier / math.sqrt(max(own, 1e-3 * norm)), size, is_removed)
+            rest = min(shared, norm - max(own, 1e-3 * norm))
+            ratio = times_shared(inner, multiplier / math.sqrt(rest), is_removed)
+            ratio = repeated(lambda a, m, b, n, low=is_removed: average(a, m, b, n, 1, low), ratio, blocks)
+        if present < 1:
+            ratio = with_absent(ratio, present, is_removed)
+        found.append(directions(ratio, is_removed))
+    return found[0], found[1]
+
+
+def repeated(mean: Callable[..., Any], ratio: Any, count: int) -> Any:
+    """The mean of `count` independent copies, by halves."""
+    if count == 1:
+        return ratio
+    half = repeated(mean, ratio, count // 2)
+    other = half if count % 2 == 0 else mean(half, count // 2, ratio, 1)
+    return mean(half, count // 2, other, count - count // 2)
+
+
+def _scale(event: Any, adjacency: str) -> tuple[float, float]:
+    del adjacency
+    return bins_scale(event.noise_multiplier, event.gram)
+
+
+def _attacks(event: Any, adjacency: str) -> Attacks:
+    return NOTHING if adjacency == "replace_one" else _pairs_of(event.noise_multiplier, event.gram)
+
+
+def _with_side_queries(event: Any, noise_multiplier: float, side_precision: float) -> Any:
+    del event, noise_multiplier, side_precision
+    raise ValueError(
+        "Nobody can account for adaptive clipping or metrics next to correlated noise under balls-in-bins sampling. Use "
+        "`CyclicPoissonSampler` or `MinSepSampler`, independent noise, or a clip norm that is fixed and no metrics."
+    )
+
+
+@loss_rule(
+    GaussianMixtureOfBinsDpEvent,
+    scale=_scale,
+    attacks=_attacks,
+    only_presence="Balls-in-bins sampling",
+    with_side_queries=_with_side_queries,
+)
+def _loss(event: Any, adjacency: str, interval: float) -> LossDistribution:
+    del adjacency
+    return mixture_of_bins(float(event.noise_multiplier), event.gram, interval)

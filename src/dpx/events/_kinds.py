@@ -1,10 +1,29 @@
 """DP events that `dp_accounting` does not have.
 
+An event class may have two methods, which `canonical` and `reduced` call: `check()` raises `ValueError` if there is no such mechanism, and
+`reduced()` gives an event that costs the same, without what is degenerate.
+
 Importing this file imports `dp_accounting`, which takes two seconds: do it inside the function that needs it.
 """
 
+import math
+
 import attr
-from dp_accounting import DpEvent
+import numpy as np
+from dp_accounting import DpEvent, GaussianDpEvent, NonPrivateDpEvent, NoOpDpEvent
+
+
+def check(holds: bool, event: DpEvent, message: str) -> None:
+    """Raises `ValueError` about `event` unless that holds."""
+    if not holds:
+        raise ValueError(f"`{event}` is no mechanism: {message}.")
+
+
+def with_noise(event: DpEvent, noise: float) -> DpEvent:
+    """A mechanism without noise is not private, and one with infinite noise says nothing."""
+    if noise == math.inf:
+        return NoOpDpEvent()
+    return NonPrivateDpEvent() if noise == 0 else event
 
 
 @attr.s(frozen=True, slots=True, auto_attribs=True)
@@ -16,6 +35,13 @@ class RandomAllocationDpEvent(DpEvent):
 
     noise_multiplier: float
     bins: int
+
+    def check(self) -> None:
+        check(self.bins >= 1, self, "`bins` must be at least 1")
+
+    def reduced(self) -> DpEvent:
+        gaussian = GaussianDpEvent(self.noise_multiplier)
+        return with_noise(self if self.bins > 1 else gaussian, self.noise_multiplier)
 
 
 @attr.s(frozen=True, slots=True, auto_attribs=True)
@@ -30,6 +56,13 @@ class FixedSizeSampledGaussianDpEvent(DpEvent):
     noise_multiplier: float
     replace: bool
 
+    def check(self) -> None:
+        check(self.num_examples >= 1, self, "`num_examples` must be at least 1")
+        check(self.replace or self.batch_size <= self.num_examples, self, "a batch has at most all examples")
+
+    def reduced(self) -> DpEvent:
+        return NoOpDpEvent() if self.batch_size == 0 else with_noise(self, self.noise_multiplier)
+
 
 @attr.s(frozen=True, slots=True, auto_attribs=True)
 class GaussianMixtureOfBinsDpEvent(DpEvent):
@@ -40,6 +73,16 @@ class GaussianMixtureOfBinsDpEvent(DpEvent):
 
     noise_multiplier: float
     gram: tuple[tuple[float, ...], ...]
+
+    def check(self) -> None:
+        gram = np.asarray(self.gram)
+        is_square = gram.ndim == 2 and 0 < len(gram) == gram.shape[1]
+        check(is_square and bool(np.all(np.isfinite(gram))), self, "`gram` must be square and finite")
+        is_gram = bool(gram.max() <= gram.diagonal().max() * (1 + 1e-9))
+        check(is_gram, self, "the largest inner product is on the diagonal")
+
+    def reduced(self) -> DpEvent:
+        return with_noise(self, self.noise_multiplier)
 
 
 @attr.s(frozen=True, slots=True, auto_attribs=True)
@@ -60,6 +103,13 @@ class MinSepSampledDpEvent(DpEvent):
     is_warm: bool
     side_precision: float = 0.0
 
+    def check(self) -> None:
+        check(0 < self.sampling_probability <= 1, self, "`sampling_probability` must be above 0 and at most 1")
+        check(0 < len(self.coefficients) <= self.min_separation, self, "at most `min_separation` coefficients")
+
+    def reduced(self) -> DpEvent:
+        return self if self.steps else NoOpDpEvent()
+
 
 @attr.s(frozen=True, slots=True, auto_attribs=True)
 class CoupledDpEvent(DpEvent):
@@ -70,3 +120,6 @@ class CoupledDpEvent(DpEvent):
 
     event: DpEvent
     failure_probability: float
+
+    def check(self) -> None:
+        check(self.failure_probability <= 1, self, "`failure_probability` must be at most 1")

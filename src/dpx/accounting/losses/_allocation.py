@@ -9,11 +9,18 @@ is a power of a Fourier transform; others on a geometric one.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._distributions import LossDistribution, LossPmf, log_normal_mass, poisson_gaussian, transformed
+from ...events import RandomAllocationDpEvent
+from .._rules import loss_rule, unchanged
+from ._allocation_lower import directions, fits, largest_output, mean_ratio, with_absent
+from ._connect import log_normal_mass
+from ._distribution import LossDistribution
+from ._gaussian import poisson_gaussian
+from ._pair import NOTHING, Attacks
+from ._pmf import LossPmf, transformed
 
 _REACH = 8.8  # standard deviations that a normal variable exceeds with probability 7e-19
 _DUST = 1e-19
@@ -225,3 +232,36 @@ def _on_grid(losses: np.ndarray, masses: np.ndarray, zero: float, infinite: floa
     return LossDistribution(
         remove, LossPmf(interval, -directions[1][1], other[::-1].copy(), max(zero, 1 - float(other.sum())))
     )
+
+
+def allocation(multiplier: float, bins: int, present: float = 1.0) -> Attacks:
+    """One of `bins` outputs, drawn uniformly, has the example, or, with probability 1 - `present`, none."""
+    if not fits(multiplier):
+        return ((largest_output(multiplier, bins),), ()) if present == 1 else NOTHING
+    found = []
+    for is_removed in (True, False):
+        ratio = mean_ratio(multiplier, bins, is_removed)
+        ratio = with_absent(ratio, present, is_removed) if present < 1 else ratio
+        found.append((directions(ratio, is_removed),))
+    return found[0], found[1]
+
+
+def _scale(event: Any, adjacency: str) -> tuple[float, float]:
+    del adjacency
+    return allocation_scale(event.noise_multiplier, event.bins)
+
+
+def _attacks(event: Any, adjacency: str) -> Attacks:
+    return NOTHING if adjacency == "replace_one" else allocation(event.noise_multiplier, event.bins)
+
+
+@loss_rule(
+    RandomAllocationDpEvent,
+    scale=_scale,
+    attacks=_attacks,
+    only_presence="Random allocation",
+    with_side_queries=unchanged,
+)
+def _loss(event: Any, adjacency: str, interval: float) -> LossDistribution:
+    del adjacency
+    return random_allocation(event.noise_multiplier, event.bins, interval)

@@ -1,23 +1,17 @@
-"""Privacy losses of mixtures of Gaussians: groups of which a random number takes part."""
+"""Mixtures of Gaussians."""
 
 import math
+from typing import Any
 
 import numpy as np
+from dp_accounting.dp_event import MixtureOfGaussiansDpEvent
 
-from ._distributions import LossDistribution, connect, dots, log_normal_mass, spread_of
+from .._rules import loss_rule, unchanged
+from ._connect import connect, dots, log_normal_mass, spread_of
+from ._distribution import LossDistribution
+from ._foreign import their_divergences, their_loss
 
 _DUST = 4e-18
-
-
-def binomial_gaussian(
-    noise_multiplier: float, sampling_probability: float, size: int, interval: float
-) -> LossDistribution:
-    r"""$\sum_k \binom{K}{k} q^k (1 - q)^{K - k} N(k, \sigma^2)$ against $N(0, \sigma^2)$: a group of $K$, each sampled with probability $q$."""
-    from scipy.stats import binom
-
-    present = np.arange(size + 1.0)
-    log_weights = np.asarray(binom.logpmf(present, size, sampling_probability))
-    return mixture_gaussian(noise_multiplier, present, log_weights, interval)
 
 
 def mixture_scale(standard_deviation: float, places: np.ndarray, log_weights: np.ndarray) -> tuple[float, float]:
@@ -81,3 +75,22 @@ def mixture_gaussian(
         # the loss is no steeper than that of the farthest place alone
         widest = float(present[-1]) / (80 * sigma)
         return connect(masses, lowest, highest, interval, dots(lowest, highest, interval, 0.0, widest))
+
+
+def _mixture(event: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending places and the logarithms of their weights."""
+    places, index = np.unique(np.asarray(event.sensitivities, np.float64), return_inverse=True)
+    weights = np.bincount(index, event.sampling_probs, len(places))
+    return places[weights > 0], np.log(weights[weights > 0] / weights.sum())
+
+
+def _scale(event: Any, adjacency: str) -> tuple[float, float]:
+    del adjacency
+    return mixture_scale(event.standard_deviation, *_mixture(event))
+
+
+@loss_rule(MixtureOfGaussiansDpEvent, scale=_scale, renyi=their_divergences, with_side_queries=unchanged)
+def _loss(event: Any, adjacency: str, interval: float) -> LossDistribution:
+    if adjacency == "replace_one":
+        return their_loss(event, adjacency, interval)
+    return mixture_gaussian(event.standard_deviation, *_mixture(event), interval)

@@ -8,15 +8,13 @@ import numpy as np
 
 from .._checks import at_least_zero, positive_int, probability, real_number
 from .._types import RealScalarLike
-from ..random import fresh_seed
-from ..sampling import check_seed
-from ..sampling._philox import generator
+from ..events import canonical
+from ..random import Domain, check_seed, fresh_seed, generator
 from ._accountable import Release
-from ._accountants import Adjacency, delta as delta_of, epsilon as epsilon_of
-from ._event_tree import canonical
-from ._groups import event_and_adjacency
+from ._group_privacy import event_and_adjacency
+from ._neighbours import Adjacency
+from ._questions import delta as delta_of, epsilon as epsilon_of
 
-_DOMAIN = 0x6B  # apart from the samplers' streams of the same seed
 _SHAPES = {"logarithmic": 0.0, "geometric": 1.0, "poisson": math.inf}
 
 
@@ -136,7 +134,7 @@ def number_of_runs(mean_runs: RealScalarLike, shape: Any = "logarithmic", *, see
     """
     mean, shape = _distribution(mean_runs, shape)
     seed = fresh_seed() if seed is None else check_seed("number_of_runs(seed=...)", seed)
-    rng = generator(seed, 0, _DOMAIN)
+    rng = generator(seed, 0, Domain.NUMBER_OF_RUNS)
     if math.isinf(shape):
         return int(rng.poisson(mean))
     if mean == 1:

@@ -9,41 +9,32 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._checks import at_least_zero, described, probability, real_number
-from ._distributions import LossDistribution, with_coupling
-from ._event_tree import composed, parts
-from ._fixed_size import gaussian_profile
-from ._monte_carlo import SampledLosses, is_monte_carlo, samples_for
-from ._pairs import distribution_of, pure_epsilon, relation as relation, strict, surrogate
-from ._renyi_accountant import renyi_curve
+from .._checks import at_least_zero
+from ..events import composed, parts, reduced
+from ._composition import distribution_of, guess, pure_epsilon
+from ._neighbours import AccountantName, Adjacency, check_accountant, check_adjacency, check_delta
+from ._renyi import renyi_curve
+from ._rules import is_monte_carlo
+from .losses._connect import gaussian_profile
+from .losses._distribution import LossDistribution, with_coupling
+from .losses._monte_carlo import SampledLosses, samples_for
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
-
-Adjacency = Literal["add_or_remove_one", "replace_one", "replace_special"]
-AccountantName = Literal["pld", "rdp"]
 
 _SMALLEST_DELTA = 1e-12
 # enough to come near; integers have closed forms that are quick, and large epsilons need orders near 1
 _COARSE_ORDERS = (1.1, 1.2, 1.4, 1.7, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256, 512, 1024)
 _ROUGH = 8  # how many times coarser the grids of guesses are
-
 _ROUNDED = 1e-4  # deltas below may have lost digits to the rounding of a transform
-
 _MSG_PURE = (
     "`delta=0` is pure differential privacy, which this mechanism does not have, or not provably: Laplace noise has it, Gaussian noise and noise "
     "that is drawn anew for a random share of the data under replacement have not. Give a `delta` well below 1 / num_examples."
 )
-
-NEIGHBOURS = {
-    "add_or_remove_one": "one {unit} is added to or removed from the data",
-    "replace_one": "one {unit} is replaced by any other",
-    "replace_special": "one {unit} is replaced by an empty one, which contributes nothing (the size of the data is public)",
-}
 
 
 @contextlib.contextmanager
@@ -58,32 +49,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-def check_delta(call: str, delta: Any) -> float:
-    """Delta as a Python float: at least 0, where only pure differential privacy has an answer, and below 1."""
-    return 0.0 if real_number(call, delta) == 0 else probability(call, delta)
-
-
-def check_adjacency(adjacency: str, call: str = "") -> None:
-    """Raises unless `adjacency` is one that can be accounted for; `call` is what was typed."""
-    if not isinstance(adjacency, str) or adjacency not in get_args(Adjacency):
-        where = f"`{call}(adjacency=...)`: " if call else ""
-        raise ValueError(
-            f"{where}`adjacency` must be one of {', '.join(map(repr, get_args(Adjacency)))}; got {described(adjacency)}."
-        )
-
-
-def check_accountant(accountant: str, adjacency: str, call: str = "") -> None:
-    """Raises unless `accountant` is known and proves its bound under `adjacency`; `call` is what was typed."""
-    if not isinstance(accountant, str) or accountant not in get_args(AccountantName):
-        where = f"`{call}(accountant=...)`: " if call else ""
-        raise ValueError(f"{where}`accountant` must be 'pld' or 'rdp'; got {described(accountant)}.")
-    if accountant == "rdp" and adjacency == "replace_one":
-        raise ValueError(
-            "`accountant='rdp'` cannot account for `adjacency='replace_one'`: Rényi accounting of dp_accounting takes the sensitivity of "
-            "replacement for that of removal, half of what it is. Use `accountant='pld'`."
-        )
 
 
 def _bare(event: Any, adjacency: str) -> Any:
@@ -117,12 +82,12 @@ def rough_epsilon(event: "DpEvent", delta: float, adjacency: str = "add_or_remov
 def rough_renyi_epsilon(event: "DpEvent", delta: float, adjacency: str) -> float:
     """A guess at the epsilon of Rényi accounting, from a few orders."""
     with _quiet():
-        return max(0.0, renyi_curve(strict(event), adjacency, _COARSE_ORDERS).epsilon(delta))
+        return max(0.0, renyi_curve(reduced(event), adjacency, _COARSE_ORDERS).epsilon(delta))
 
 
 def rough_distribution(event: "DpEvent", adjacency: str) -> LossDistribution:
     """As `loss_distribution`, from a grid that is far too coarse, and by another event where the event is simulated. For guesses only."""
-    event = surrogate(composed(parts(strict(event))))
+    event = guess(composed(parts(reduced(event))))
     with _quiet():
         return distribution_of(event, adjacency, coarser=_ROUGH)
 
@@ -146,7 +111,7 @@ def loss_distribution(
     - `delta`: that questions will be about, whose digits are kept, or which decides how many samples are drawn.
     - `interval`: the width of the grid of losses; by default a hundredth of the standard deviation of each event's.
     """
-    event = strict(event)
+    event = reduced(event)
     if is_monte_carlo(event):
         samples = samples_for(1e-4 if delta is None else delta)
         return SampledLosses(_composed(event, adjacency, interval, delta, samples), samples)
@@ -185,7 +150,7 @@ def epsilon(
     event = _bare(event, adjacency)
     if accountant != "rdp":  # which of its events hold under replacement, Rényi accounting decides itself
         check_accountant(accountant, adjacency)
-    event = strict(event)
+    event = reduced(event)
     pure = pure_epsilon(event, adjacency)
     if delta == 0:
         if pure == math.inf:
@@ -247,7 +212,7 @@ def delta(
     event = _bare(event, adjacency)
     if accountant != "rdp":
         check_accountant(accountant, adjacency)
-    event = strict(event)
+    event = reduced(event)
     if epsilon >= pure_epsilon(event, adjacency):
         return 0.0
     if accountant == "rdp":
@@ -269,7 +234,7 @@ def delta(
 
 def deltas(event: "DpEvent", epsilons: np.ndarray, adjacency: Adjacency, accountant: AccountantName) -> np.ndarray:
     r"""Upper bounds on $\delta$ at many $\varepsilon$, by one composition: without the digits of very small ones."""
-    event = strict(event)
+    event = reduced(event)
     if accountant == "rdp":
         return np.array([delta(event, float(e), adjacency=adjacency, accountant=accountant) for e in epsilons])
     if (multiplier := _as_one_gaussian(event, adjacency)) is not None:

@@ -4,13 +4,15 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 from .._checks import positive_int, probability
 from .._types import RealScalarLike
+from ..events import Parts, canonical, composed, parts
 from ..sampling import PoissonSampler
-from ._accountants import Adjacency, check_adjacency, delta as delta_of, epsilon as epsilon_of
-from ._distributions import LossDistribution, nothing
-from ._event_tree import Parts, canonical, composed, parts
-from ._mixtures import binomial_gaussian
+from ._neighbours import Adjacency, check_adjacency
+from ._questions import delta as delta_of, epsilon as epsilon_of
+from .losses._distribution import LossDistribution, nothing
 
 # groups of which every number that may take part is looked at, and how many entries a matrix of them and the losses may have
 _LARGEST_MIXTURE, _MOST_ENTRIES = 4096, 2**26
@@ -158,12 +160,25 @@ def _is_sampled_gaussian(event: Any) -> bool:
     return isinstance(event, da.GaussianDpEvent) and event.noise_multiplier > 0
 
 
+def _binomial_gaussian(
+    noise_multiplier: float, sampling_probability: float, size: int, interval: float
+) -> LossDistribution:
+    r"""$\sum_k \binom{K}{k} q^k (1 - q)^{K - k} N(k, \sigma^2)$ against $N(0, \sigma^2)$: a group of $K$, each sampled with probability $q$."""
+    from scipy.stats import binom
+
+    from .losses._mixture import mixture_gaussian  # imports dp_accounting
+
+    present = np.arange(size + 1.0)
+    log_weights = np.asarray(binom.logpmf(present, size, sampling_probability))
+    return mixture_gaussian(noise_multiplier, present, log_weights, interval)
+
+
 def _mixed_loss(pairs: Parts, size: int, interval: float) -> LossDistribution:
     """The loss of a group of which each member is sampled by itself."""
     total = nothing(interval)
     for e, n in pairs:
         q, gaussian = getattr(e, "sampling_probability", 1.0), getattr(e, "event", e)
-        total = total.compose(binomial_gaussian(gaussian.noise_multiplier, q, size, interval).self_compose(n))
+        total = total.compose(_binomial_gaussian(gaussian.noise_multiplier, q, size, interval).self_compose(n))
     return total
 
 
