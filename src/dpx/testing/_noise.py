@@ -86,12 +86,18 @@ def _draw(noise: Any, steps: int, key: Any, zeros: Any, horizon: int, participat
         zeros = jax.tree.map(lambda x: x.astype(jnp.int32), zeros)
     scale = noise.scale(jnp.float32(_SENSITIVITY), horizon, participation)
 
+    return jax.tree.map(
+        lambda x: np.asarray(x, np.float64), _run(noise, key, zeros, scale, jnp.arange(steps, dtype=jnp.int32))
+    )
+
+
+@eqx.filter_jit
+def _run(noise: Any, key: Any, zeros: Any, scale: Array, steps: Array) -> Any:
     def body(buffers: Any, step: Array) -> Any:
         noisy, buffers = noise.step(zeros, scale, key, step, buffers)
         return buffers, noisy
 
-    run = jax.jit(lambda: jax.lax.scan(body, noise.init(zeros), jnp.arange(steps, dtype=jnp.int32))[1])
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), run())
+    return jax.lax.scan(body, noise.init(zeros), steps)[1]
 
 
 def _check_fresh(noise: AbstractNoise, steps: int, width: int, key: Any, failure: float) -> None:

@@ -122,18 +122,23 @@ def _check_pure(sampler: AbstractSampler, distinct: bool, seed: int) -> None:
             _PURE,
             f"batch {step} of seed {seed} is {first[step].ravel().tolist()[:8]} at first and {again.ravel().tolist()[:8]} when it is asked for again",
         )
-    if 0 < sampler.batch_size < sampler.num_examples:
-        few = range(min(5, sampler.steps))
-        seen = {sampler.indices(seed + s, t).tobytes() for s in range(5) for t in few}
-        bits = _subsets(sampler.num_examples, sampler.batch_size)
-        # a coincidence of two batches is rarer than 1e-9 where there are 2**38 of them
+    if not 0 < sampler.batch_size < sampler.num_examples:
+        return
+    law = "other seeds and steps give other batches"
+    batches = [[sampler.indices(seed + s, t).tobytes() for t in range(min(5, sampler.steps))] for s in range(5)]
+    for s, of_seed in enumerate(batches):
+        # schemes that pass over the data come back to a batch, so it is asked only that not all are alike
         require(
-            len(seen) == 5 * len(few) or bits < 38,
+            len(set(of_seed)) > 1 or len(of_seed) == 1,
             sampler,
-            "other seeds and steps give other batches",
-            f"{len(seen)} different ones of {5 * len(few)}",
+            law,
+            f"the first {len(of_seed)} batches of seed {seed + s} are alike",
         )
-        require(len(seen) > 1, sampler, "other seeds and steps give other batches", "one and the same batch")
+    if _subsets(sampler.num_examples, sampler.batch_size) >= 24:  # then two are alike by chance at most once in 1e6
+        firsts = {of_seed[0] for of_seed in batches}
+        require(
+            len(firsts) == len(batches), sampler, law, f"{len(firsts)} different first batches of {len(batches)} seeds"
+        )
 
 
 def _subsets(population: int, size: int) -> float:
@@ -181,15 +186,17 @@ def _tables(sampler: AbstractSampler, window: int, seeds: int, seed: int) -> tup
 
 def _check_mean_size(sampler: AbstractSampler, sizes: np.ndarray, failure: float) -> None:
     law = "the mean size of a batch is `batch_size`, by which sums are divided"
-    means, most = sizes.mean(axis=1), float(max(sampler.num_examples, sizes.max()))
-    allowed = 0.5  # `batch_size` is an integer
-    for values, bound in ((means, sampler.batch_size + allowed), (most - means, most - sampler.batch_size + allowed)):
-        require(
-            log_evidence(values, bound) <= -math.log(failure / 4),
-            sampler,
-            law,
-            f"{means.mean():.5g} over {sizes.size} batches, and `batch_size` is {sampler.batch_size}",
-        )
+    from scipy import stats
+
+    means = sizes.mean(axis=1)  # of different seeds, so independent
+    margin = float(stats.t.isf(failure / 4, len(means) - 1) * means.std(ddof=1) / math.sqrt(len(means)))
+    allowed = 0.5 + margin  # `batch_size` is an integer
+    require(
+        abs(means.mean() - sampler.batch_size) <= allowed,
+        sampler,
+        law,
+        f"{means.mean():.5g} over {sizes.size} batches, where {margin:.2g} would be chance, and `batch_size` is {sampler.batch_size}",
+    )
 
 
 def _check_event(sampler: AbstractSampler, tables: list[np.ndarray], failure: float) -> None:
