@@ -36,7 +36,9 @@ def exported(abstract):
 @pytest.mark.parametrize("abstract", ABSTRACT, ids=lambda cls: cls.__name__)
 def test_no_part_is_missing(abstract):
     found = {cls for cls in exported(abstract) if not cls.__name__.startswith("Abstract")}
-    assert found and found == {type(record.value) for record in ABSTRACT[abstract]}
+    # a variant has another record of its class, and some are costly to make
+    records = [record for record in ABSTRACT[abstract] if not getattr(record, "is_variant", False)]
+    assert found and found == {type(record.value) for record in records}
 
 
 def test_names_are_for_reading_only():

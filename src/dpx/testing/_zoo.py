@@ -21,7 +21,8 @@ class ZooLoss(eqx.Module):
     kind: str = eqx.field(static=True)
     example: tuple[jax.ShapeDtypeStruct, ...] = eqx.field(static=True)
 
-    def __call__(self, model: Any, x: Array, y: Array) -> Array:
+    def __call__(self, model: Any, x: Any, y: Any) -> Array:
+        x, y = jnp.asarray(x), jnp.asarray(y)
         match self.kind:
             case "list":
                 out = model[0] @ x + model[1] * model[2]
@@ -52,7 +53,11 @@ def zoo(seed: int) -> list[tuple[str, Any, ZooLoss]]:
     ])  # fmt: skip
     table = {"table": jr.normal(keys[3], (5, 4)), "readout": jr.normal(keys[4], (3, 4)), "steps": jnp.array(7)}
     return [
-        ("list", [jr.normal(keys[0], (3, 4)), jnp.ones(3), jnp.full(3, 0.5)], ZooLoss("list", (of((4,)), y))),
+        (
+            "list",
+            [jr.normal(keys[0], (3, 4)), jnp.ones(3), jnp.full(3, 0.5, jnp.float32)],
+            ZooLoss("list", (of((4,)), y)),
+        ),
         ("perceptron", eqx.nn.MLP(4, 3, 5, 1, activation=jnp.tanh, key=keys[0]), ZooLoss("perceptron", (of((4,)), y))),
         ("embedding", table, ZooLoss("embedding", (of((4,), jnp.int32), y))),
         ("convolution", image, ZooLoss("convolution", (of((2, 4, 4)), y))),
