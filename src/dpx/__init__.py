@@ -10,6 +10,7 @@ from . import (
     random as random,
     sharding as sharding,
     strategies as strategies,
+    testing as testing,
 )
 from ._sensitive import Sensitive as Sensitive
 from ._types import Participation as Participation
