@@ -68,6 +68,9 @@ class CoinSampler(dpx.AbstractSampler):
     probability: float
     unit: ClassVar[str] = "example"
 
+    def __init__(self, num_examples: int, steps: int, probability: float):
+        self.num_examples, self.steps, self.probability = num_examples, steps, probability
+
     @property
     def batch_size(self) -> int:
         return self.num_examples
@@ -101,6 +104,7 @@ class CoinSampler(dpx.AbstractSampler):
         return np.arange(self.num_examples if is_on else 0)
 
     def event(self, mechanism, bands, steps, strategy=None):
+        assert isinstance(mechanism, da.GaussianDpEvent)
         return da.SelfComposedDpEvent(CoinDpEvent(mechanism.noise_multiplier, self.probability), steps)
 
 
@@ -217,10 +221,17 @@ def test_every_event_of_ours_has_a_rule_with_all_that_guesses_need():
     from dpx.accounting._rules import rule_of
     from dpx.events import _kinds
 
-    ours = [c for c in vars(_kinds).values() if isinstance(c, type) and c.__module__ == _kinds.__name__]
-    assert len(ours) == 5
-    for cls in ours:
-        rule = rule_of(cls.__new__(cls) if "event" not in attr.fields_dict(cls) else cls(da.GaussianDpEvent(1.0), 0.1))
-        assert rule.loss.__module__.startswith("dpx.accounting.losses."), cls
-        assert rule.wraps is not None or rule.scale is not None, cls
-        assert rule.with_side_queries is not None, cls
+    ours = [
+        _kinds.RandomAllocationDpEvent(1.0, 2),
+        _kinds.FixedSizeSampledGaussianDpEvent(10, 2, 1.0, False),
+        _kinds.GaussianMixtureOfBinsDpEvent(1.0, ((1.0,),)),
+        _kinds.MinSepSampledDpEvent(1.0, (1.0,), 2, 1, 0.5, True),
+        _kinds.CoupledDpEvent(da.GaussianDpEvent(1.0), 0.1),
+    ]
+    classes = {c for c in vars(_kinds).values() if isinstance(c, type) and c.__module__ == _kinds.__name__}
+    assert {type(event) for event in ours} == classes
+    for event in ours:
+        rule = rule_of(event)
+        assert rule.loss.__module__.startswith("dpx.accounting.losses."), event
+        assert rule.wraps is not None or rule.scale is not None, event
+        assert rule.with_side_queries is not None, event
