@@ -1,13 +1,18 @@
 """Shape-typed aliases, shared by every room."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import jax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real, Shaped
 
 RealScalarLike = Real[ArrayLike, ""]
 """A Python, NumPy or JAX scalar: what constructors accept before they store it strictly."""
+
+if TYPE_CHECKING:
+    Integer = SupportsIndex
+else:  # what is no integer is refused by name, where it is used
+    Integer = Any
 
 Params = PyTree[Array | None]
 """The trainable leaves of a model, `None` elsewhere: `eqx.filter(model, filter_spec)`."""

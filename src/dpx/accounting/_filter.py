@@ -99,14 +99,13 @@ class PrivacyFilter(eqx.Module):
     ):
         self.epsilon = positive_float("PrivacyFilter(epsilon=...)", epsilon)
         self.delta = probability("PrivacyFilter(delta=...)", delta)
-        check_adjacency(adjacency)
+        adjacency = self.adjacency = check_adjacency(adjacency)
         choice("PrivacyFilter(accountant=...)", accountant, get_args(FilterAccountant))
         if accountant == "rdp" and adjacency == "replace_one":
             raise ValueError(
                 "`PrivacyFilter(accountant='rdp', adjacency='replace_one')`: no Rényi bound of dp_accounting is right under replacement. Use "
                 "`accountant='gdp'`, or another adjacency."
             )
-        self.adjacency = adjacency  # pyright: ignore[reportAttributeAccessIssue]
         self.unit = nonempty_text("PrivacyFilter(unit=...)", unit)
         self.accountant = accountant  # pyright: ignore[reportAttributeAccessIssue]
         if hint is not None and not hasattr(hint, "adjacency"):

@@ -23,14 +23,14 @@ def event_and_adjacency(call: str, event_or_plan: Any, adjacency: Any) -> tuple[
     """The canonical event of an event or plan, and the adjacency under which it is asked about."""
     if hasattr(event_or_plan, "adjacency"):
         if adjacency is not None:
-            check_adjacency(adjacency)
+            adjacency = check_adjacency(adjacency)
         if adjacency not in (None, event_or_plan.adjacency):
             raise ValueError(
                 f"`{call}(adjacency={adjacency!r})`: the plan is for {event_or_plan.adjacency!r}. Leave `adjacency` out, or make another plan."
             )
         return canonical(event_or_plan.event), event_or_plan.adjacency
     adjacency = "add_or_remove_one" if adjacency is None else adjacency
-    check_adjacency(adjacency)
+    adjacency = check_adjacency(adjacency)
     return canonical(event_or_plan), adjacency
 
 

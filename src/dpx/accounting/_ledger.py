@@ -85,8 +85,7 @@ class PrivacyLedger(eqx.Module):
         *,
         fixed_parts: bool = False,
     ):
-        check_adjacency(adjacency)
-        self.adjacency = adjacency  # pyright: ignore[reportAttributeAccessIssue]
+        adjacency = self.adjacency = check_adjacency(adjacency)
         self.unit = nonempty_text("PrivacyLedger(unit=...)", unit)
         if not isinstance(entries, tuple | list) or not all(isinstance(entry, LedgerEntry) for entry in entries):
             raise ValueError(

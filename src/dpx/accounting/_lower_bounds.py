@@ -92,7 +92,7 @@ def attained_epsilon(
     - `upper`: an upper bound, where known: finer grids are tried only if the two are far apart.
     """
     delta = probability("delta", delta)
-    check_adjacency(adjacency)
+    adjacency = check_adjacency(adjacency)
     event = canonical(event)
     coupling, leaves = uncoupled(event)
     plain = composed(leaves)

@@ -1,5 +1,6 @@
 """Who is protected, by whose account: the names of adjacencies and accountants, and the checks of what is asked about."""
 
+import enum
 from typing import Any, Literal, get_args
 
 from .._checks import described, probability, real_number
@@ -18,13 +19,16 @@ def check_delta(call: str, delta: Any) -> float:
     return 0.0 if real_number(call, delta) == 0 else probability(call, delta)
 
 
-def check_adjacency(adjacency: str, call: str = "") -> None:
-    """Raises unless `adjacency` is one that can be accounted for; `call` is what was typed."""
+def check_adjacency(adjacency: Any, call: str = "") -> Adjacency:
+    """The name of an adjacency that can be accounted for, which may be a member of dp_accounting's enumeration; `call` is what was typed."""
+    if isinstance(adjacency, enum.Enum) and type(adjacency).__name__ == "NeighboringRelation":
+        adjacency = adjacency.name.lower()
     if not isinstance(adjacency, str) or adjacency not in get_args(Adjacency):
         where = f"`{call}(adjacency=...)`: " if call else ""
         raise ValueError(
             f"{where}`adjacency` must be one of {', '.join(map(repr, get_args(Adjacency)))}; got {described(adjacency)}."
         )
+    return adjacency  # pyright: ignore[reportReturnType]
 
 
 def check_accountant(accountant: str, adjacency: str, call: str = "") -> None:

@@ -145,7 +145,7 @@ def epsilon(
     - `ValueError` where the accountant's bound is not proven: an event or adjacency it does not know, or delta below 1e-12 with PLD.
     """
     delta = check_delta("delta", delta)
-    check_adjacency(adjacency)
+    adjacency = check_adjacency(adjacency)
     check_accountant(accountant, "replace_special")
     event = _bare(event, adjacency)
     if accountant != "rdp":  # which of its events hold under replacement, Rényi accounting decides itself
@@ -207,7 +207,7 @@ def delta(
         raise ValueError(
             "`epsilon` must be finite: no delta is too small for what may lose any amount of privacy; got inf."
         )
-    check_adjacency(adjacency)
+    adjacency = check_adjacency(adjacency)
     check_accountant(accountant, "replace_special")
     event = _bare(event, adjacency)
     if accountant != "rdp":

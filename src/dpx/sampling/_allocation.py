@@ -1,13 +1,13 @@
 """Random allocation: every example draws the steps that it takes part in."""
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import equinox as eqx
 import numpy as np
 
 from .._checks import positive_int
-from .._types import Participation
+from .._types import Integer, Participation
 from ..strategies import AbstractStrategy
 from ._base import (
     PRESENCE,
@@ -54,7 +54,7 @@ class RandomAllocationSampler(AbstractSampler):
     participations: int = eqx.field(static=True)
     unit: ClassVar[str] = "example"
 
-    def __init__(self, num_examples: Any, batch_size: Any, steps: Any, participations: Any = 1):
+    def __init__(self, num_examples: Integer, batch_size: Integer, steps: Integer, participations: Integer = 1):
         name = "RandomAllocationSampler"
         self.num_examples = positive_int(f"{name}(num_examples=...)", num_examples)
         self.batch_size = positive_int(f"{name}(batch_size=...)", batch_size)

@@ -1,13 +1,13 @@
 """Balls-in-bins sampling: every example draws its place in the cycle once."""
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import equinox as eqx
 import numpy as np
 
 from .._checks import positive_int
-from .._types import Participation
+from .._types import Integer, Participation
 from ..strategies import AbstractStrategy
 from ._base import (
     PRESENCE,
@@ -58,7 +58,7 @@ class BallsInBinsSampler(AbstractSampler):
     bins: int = eqx.field(static=True)
     unit: ClassVar[str] = "example"
 
-    def __init__(self, num_examples: Any, batch_size: Any, steps: Any, bins: Any = None):
+    def __init__(self, num_examples: Integer, batch_size: Integer, steps: Integer, bins: Integer | None = None):
         name = "BallsInBinsSampler"
         self.num_examples = positive_int(f"{name}(num_examples=...)", num_examples)
         self.batch_size = positive_int(f"{name}(batch_size=...)", batch_size)

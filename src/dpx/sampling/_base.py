@@ -2,12 +2,12 @@
 
 import abc
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import numpy as np
 
-from .._checks import integer
+from .._checks import integer, positive_int
 from .._types import Participation
 from ..strategies import AbstractStrategy
 
@@ -98,6 +98,24 @@ def check_batch_size(name: str, batch_size: int, num_examples: int) -> None:
         raise ValueError(
             f"`{name}(batch_size=...)` must be at most `num_examples`; got {batch_size} of {num_examples}."
         )
+
+
+def largest_batch(name: str, batch_size: int, max_batch_size: Any, truncated_batch_size: Any) -> int | None:
+    """The size to which batches are cut, under whichever of its two names it was given."""
+    if max_batch_size is not None and truncated_batch_size is not None:
+        raise ValueError(
+            f"`{name}(max_batch_size=..., truncated_batch_size=...)`: both name the size to which batches are cut. Give one of them."
+        )
+    given = "max_batch_size" if truncated_batch_size is None else "truncated_batch_size"
+    size = max_batch_size if truncated_batch_size is None else truncated_batch_size
+    if size is None:
+        return None
+    size = positive_int(f"{name}({given}=...)", size)
+    if size < batch_size:
+        raise ValueError(
+            f"`{name}({given}=...)` must be at least `batch_size`, or most batches are cut; got {size} for batches of {batch_size} on average."
+        )
+    return size
 
 
 def check_step(sampler: AbstractSampler, step: int) -> None:

@@ -2,14 +2,14 @@
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import equinox as eqx
 import numpy as np
 
 from .._checks import choice, positive_int
 from .._round import round_up
-from .._types import Participation
+from .._types import Integer, Participation
 from ..random import Domain, generator
 from ..strategies import AbstractStrategy
 from ._base import ADJACENCIES, AbstractSampler, binomial_ceiling, check_batch_size, check_step
@@ -52,7 +52,12 @@ class CyclicPoissonSampler(AbstractSampler):
     unit: ClassVar[str] = "example"
 
     def __init__(
-        self, num_examples: Any, batch_size: Any, steps: Any, cycle_length: Any, partition: str = "independent"
+        self,
+        num_examples: Integer,
+        batch_size: Integer,
+        steps: Integer,
+        cycle_length: Integer,
+        partition: str = "independent",
     ):
         name = "CyclicPoissonSampler"
         self.num_examples = positive_int(f"{name}(num_examples=...)", num_examples)

@@ -1,12 +1,12 @@
 """Batches of one fixed size, drawn afresh at every step."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import equinox as eqx
 import numpy as np
 
 from .._checks import flag, positive_int
-from .._types import Participation
+from .._types import Integer, Participation
 from ..random import Domain, generator
 from ..strategies import AbstractStrategy
 from ._base import ADJACENCIES, AbstractSampler, check_batch_size, check_step, gaussian_multiplier
@@ -44,7 +44,7 @@ class FixedSizeSampler(AbstractSampler):
     replace: bool = eqx.field(static=True)
     unit: ClassVar[str] = "example"
 
-    def __init__(self, num_examples: Any, batch_size: Any, steps: Any, replace: bool = False):
+    def __init__(self, num_examples: Integer, batch_size: Integer, steps: Integer, replace: bool = False):
         name = "FixedSizeSampler"
         self.num_examples = positive_int(f"{name}(num_examples=...)", num_examples)
         self.batch_size = positive_int(f"{name}(batch_size=...)", batch_size)

@@ -1,17 +1,25 @@
 """b-min-sep sampling: whoever took part rests for a while."""
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import equinox as eqx
 import numpy as np
 
 from .._checks import choice, positive_int
 from .._round import round_up
-from .._types import Participation
+from .._types import Integer, Participation
 from ..random import Domain, generator
 from ..strategies import AbstractStrategy, BandedToeplitz
-from ._base import PRESENCE, AbstractSampler, binomial_ceiling, check_batch_size, check_step, gaussian_multiplier
+from ._base import (
+    PRESENCE,
+    AbstractSampler,
+    binomial_ceiling,
+    check_batch_size,
+    check_step,
+    gaussian_multiplier,
+    largest_batch,
+)
 from ._renewal import renewal_batch
 
 if TYPE_CHECKING:
@@ -41,6 +49,7 @@ class MinSepSampler(AbstractSampler):
     - `max_batch_size`: where given, larger batches are cut to a uniformly random subset of that size, and delta grows by a bound on the
         probability that this ever happens. Otherwise batches are padded to a size exceeded once in 10^9 batches, and the padding
         grows if that happens.
+    - `truncated_batch_size`: another name of it.
 
     ??? cite "Reference"
 
@@ -57,12 +66,14 @@ class MinSepSampler(AbstractSampler):
 
     def __init__(
         self,
-        num_examples: Any,
-        batch_size: Any,
-        steps: Any,
-        min_separation: Any,
+        num_examples: Integer,
+        batch_size: Integer,
+        steps: Integer,
+        min_separation: Integer,
         start: str = "warm",
-        max_batch_size: Any = None,
+        max_batch_size: Integer | None = None,
+        *,
+        truncated_batch_size: Integer | None = None,
     ):
         name = "MinSepSampler"
         self.num_examples = positive_int(f"{name}(num_examples=...)", num_examples)
@@ -77,14 +88,7 @@ class MinSepSampler(AbstractSampler):
                 "comes back as late as possible."
             )
         self.start = choice(f"{name}(start=...)", start, ("warm", "cold"))
-        self.max_batch_size = None
-        if max_batch_size is not None:
-            self.max_batch_size = positive_int(f"{name}(max_batch_size=...)", max_batch_size)
-            if self.max_batch_size < self.batch_size:
-                raise ValueError(
-                    f"`{name}(max_batch_size=...)` must be at least `batch_size`, or most batches are cut; got {self.max_batch_size} for batches of "
-                    f"{self.batch_size} on average."
-                )
+        self.max_batch_size = largest_batch(name, self.batch_size, max_batch_size, truncated_batch_size)
 
     @property
     def sampling_probability(self) -> float:

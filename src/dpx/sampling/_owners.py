@@ -7,10 +7,11 @@ from typing import Any, cast
 import numpy as np
 
 from .._checks import described, positive_int
+from .._types import Integer
 from ..random import Domain, check_seed, generator
 
 
-def bound_contributions(owners: Any, per_owner: Any, *, seed: int = 0) -> np.ndarray:
+def bound_contributions(owners: Any, per_owner: Integer, *, seed: int = 0) -> np.ndarray:
     r"""Examples such that every owner has at most `per_owner` of them: greedily, in a random order, each that exceeds nobody's share.
 
     An e-mail belongs to its sender and to everybody it was sent to, and counts for all of them. To protect owners, train on

@@ -1,16 +1,16 @@
 """Poisson sampling: every example flips its own coin at every step."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import equinox as eqx
 import numpy as np
 
 from .._checks import positive_int
 from .._round import round_up
-from .._types import Participation
+from .._types import Integer, Participation
 from ..random import Domain, generator
 from ..strategies import AbstractStrategy
-from ._base import ADJACENCIES, AbstractSampler, binomial_ceiling, check_batch_size, check_step
+from ._base import ADJACENCIES, AbstractSampler, binomial_ceiling, check_batch_size, check_step, largest_batch
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -35,6 +35,8 @@ class PoissonSampler(AbstractSampler):
     - `max_batch_size`: where given, a larger batch is cut to a uniformly random subset of that size (truncated Poisson sampling, which
         costs extra privacy that is accounted for; the size of the data set is then public). Otherwise batches are padded to a size
         exceeded once in 10^9 batches, and the padding grows if that happens.
+    - `truncated_batch_size`: another name of it, that of JAX-Privacy and dp_accounting. It is no way to save memory, as Opacus'
+        `max_physical_batch_size` is: for that, see the microbatches of `Vectorized` and the `memory_budget` of `Ghost`.
 
     ??? cite "Reference"
 
@@ -48,19 +50,20 @@ class PoissonSampler(AbstractSampler):
     max_batch_size: int | None = eqx.field(static=True)
     unit: ClassVar[str] = "example"
 
-    def __init__(self, num_examples: Any, batch_size: Any, steps: Any, max_batch_size: Any = None):
+    def __init__(
+        self,
+        num_examples: Integer,
+        batch_size: Integer,
+        steps: Integer,
+        max_batch_size: Integer | None = None,
+        *,
+        truncated_batch_size: Integer | None = None,
+    ):
         self.num_examples = positive_int("PoissonSampler(num_examples=...)", num_examples)
         self.batch_size = positive_int("PoissonSampler(batch_size=...)", batch_size)
         self.steps = positive_int("PoissonSampler(steps=...)", steps)
         check_batch_size("PoissonSampler", self.batch_size, self.num_examples)
-        self.max_batch_size = None
-        if max_batch_size is not None:
-            self.max_batch_size = positive_int("PoissonSampler(max_batch_size=...)", max_batch_size)
-            if self.max_batch_size < self.batch_size:
-                raise ValueError(
-                    f"`PoissonSampler(max_batch_size=...)` must be at least `batch_size`, or most batches are cut; got {self.max_batch_size} "
-                    f"for batches of {self.batch_size} on average."
-                )
+        self.max_batch_size = largest_batch("PoissonSampler", self.batch_size, max_batch_size, truncated_batch_size)
 
     @property
     def sampling_probability(self) -> float:

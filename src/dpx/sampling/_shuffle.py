@@ -1,13 +1,13 @@
 """Passes over the data in a random order: what most training code does, and what no amplification is proven for."""
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import equinox as eqx
 import numpy as np
 
 from .._checks import flag, positive_int
-from .._types import Participation
+from .._types import Integer, Participation
 from ..strategies import AbstractStrategy
 from ._base import ADJACENCIES, AbstractSampler, check_batch_size, check_step
 from ._permutation import permuted
@@ -47,7 +47,7 @@ class ShuffleSampler(AbstractSampler):
     reshuffle: bool = eqx.field(static=True)
     unit: ClassVar[str] = "example"
 
-    def __init__(self, num_examples: Any, batch_size: Any, steps: Any, reshuffle: bool = False):
+    def __init__(self, num_examples: Integer, batch_size: Integer, steps: Integer, reshuffle: bool = False):
         self.num_examples = positive_int("ShuffleSampler(num_examples=...)", num_examples)
         self.batch_size = positive_int("ShuffleSampler(batch_size=...)", batch_size)
         self.steps = positive_int("ShuffleSampler(steps=...)", steps)

@@ -7,7 +7,7 @@ import equinox as eqx
 import numpy as np
 
 from .._checks import described, instance, positive_int
-from .._types import Participation
+from .._types import Integer, Participation
 from ..random import Domain, generator
 from ..strategies import AbstractStrategy
 from ._base import AbstractSampler
@@ -55,7 +55,7 @@ class UserSampler(AbstractSampler):
     """Where each user's rows begin there, and where the last's end."""
     unit: ClassVar[str] = "user"
 
-    def __init__(self, base: AbstractSampler, user_ids: Any, examples_per_user: Any):
+    def __init__(self, base: AbstractSampler, user_ids: Any, examples_per_user: Integer):
         name = "UserSampler"
         instance(f"{name}(base=...)", base, AbstractSampler, "PoissonSampler(num_users, 100, 1_000)")
         if base.unit != "example":
