@@ -153,8 +153,8 @@ NOISES = [
     NoiseRecord("gaussian", lambda: dpx.IndependentGaussian(1.5), _normal),
     NoiseRecord("laplace", lambda: dpx.Laplace(1.5), _laplace),
     # every number is a few hundred coins
-    NoiseRecord("discrete", lambda: dpx.DiscreteGaussian(1.5), samples=2**8, power_samples=2**16),
-    NoiseRecord("discrete-coarse", lambda: dpx.DiscreteGaussian(1.5, 2.0**-2), samples=2**8, power_samples=2**16),
+    NoiseRecord("discrete", lambda: dpx.DiscreteGaussian(1.5), samples=2**8, power_samples=2**14),
+    NoiseRecord("discrete-coarse", lambda: dpx.DiscreteGaussian(1.5, 2.0**-2), samples=2**8, power_samples=2**14),
     NoiseRecord("correlated", lambda: dpx.CorrelatedGaussian(dpx.BandedToeplitz([1.0, 0.6, 0.3]), 2.0)),
     NoiseRecord("correlated-tree", lambda: dpx.CorrelatedGaussian(dpx.TreeAggregation(6), 2.0)),
     NoiseRecord("replayed", lambda: dpx.CorrelatedGaussian(dpx.GeometricStrategy(0.7), 2.0, replay=True)),

@@ -540,7 +540,7 @@ def test_drawn_inputs_fit_their_struct(data):
     assert own(model, *(x[0] for x in batch)).shape == ()
 
 
-@few
+@settings(few, max_examples=4)  # each is accounted for a dozen times
 @given(plan=testing.plans())
 def test_drawn_plans_are_consistent(plan):
     testing.check_plan(plan)

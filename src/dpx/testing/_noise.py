@@ -164,11 +164,16 @@ def _check_law(noise: AbstractNoise, steps: int, samples: int, key: Any, failure
     for number, participation in enumerate(participations):
         draws = _draw(noise, steps, jr.fold_in(key, number), {"a": jnp.zeros(samples)}, steps, participation)["a"]
         _check_moments(noise, draws, steps, participation, failure)
-        event = noise.event(float(multipliers[0]))
-        _check_linear(noise, event, draws, participation, independent, failure)
-        if independent:
-            is_steady = np.ptp(multipliers) == 0
-            _check_thresholds(noise, event, draws.ravel() if is_steady else draws[0], failure)
+        if not independent:
+            _check_linear(noise, noise.event(float(multipliers[0])), draws, participation, independent, failure)
+            continue
+        alone = list(zip(multipliers.tolist(), draws[:, None], strict=True))
+        if np.ptp(multipliers) == 0:  # all steps are as many draws of one
+            alone.insert(0, (float(multipliers[0]), draws.reshape(1, -1)))
+        for each, x in alone:
+            _check_linear(noise, noise.event(each), x, participation, independent, failure / len(alone))
+        each, x = alone[0]
+        _check_thresholds(noise, noise.event(each), x[0], failure)
 
 
 def _check_moments(
