@@ -15,9 +15,8 @@ import dpx
 SOURCE = Path(dpx.__file__).parent
 ROOMS = [
     "_types", "_events", "_checks", "_files", "_round", "_tree", "_norms", "_sensitive", "_wide", "_chacha", "random", "_draws", "sharding",
-    "clipping", "_loss", "_user",
-    "augmentation", "gradients", "strategies", "noise",
-    "sampling", "accounting", "metrics", "private_gradient", "private_sum", "plan", "optimizers", "training", "auditing", "testing", "cli",
+    "problem", "augmentation", "clipping", "gradients", "strategies", "noise", "metrics", "mechanism",
+    "sampling", "accounting", "private_gradient", "private_sum", "plan", "optimizers", "training", "auditing", "testing", "cli",
 ]  # fmt: skip
 
 

@@ -26,11 +26,10 @@ from ..noise import (
     check_noise,
     queries_per_event,
 )
-from ..private_gradient import PrivateGradient, Stated, stated_of
-from ..private_sum import PrivateSum
+from ..private_gradient import PrivateGradient, PrivateSum, Stated, stated_of
 from ..random import fresh_seed
 from ..sampling import AbstractSampler, check_seed, gather_batches
-from . import _bracket, _report, _search
+from . import _bracket, _facts, _search
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -287,7 +286,7 @@ class PrivacyPlan(eqx.Module):
             return 0.0
         if self.noise.noise_multiplier is None:
             raise ValueError(_MSG_UNCALIBRATED)
-        scale = jnp.asarray(_report.noise_scale(self), jnp.float32)
+        scale = jnp.asarray(_facts.noise_scale(self), jnp.float32)
         variances = jax.vmap(lambda t: jnp.broadcast_to(self.noise.variance(scale, self.steps, t), ()))(
             jnp.arange(self.steps)
         )
@@ -481,12 +480,12 @@ class PrivacyPlan(eqx.Module):
         - `in_clip_norms`: state the noise in units of the clip norm, where that is not chosen yet: privacy does not depend on it.
         """
         delta = probability("PrivacyPlan.statement(delta=...)", delta)
-        return _report.statement(self, delta, in_clip_norms)
+        return _facts.statement(self, delta, in_clip_norms)
 
     def report(self, delta: RealScalarLike, *, in_clip_norms: bool = False) -> dict[str, Any]:
         """What the statement says, the event, curves and versions, as JSON-serialisable data; arguments as for `statement`."""
         delta = probability("PrivacyPlan.report(delta=...)", delta)
-        return _report.report(self, delta, in_clip_norms)
+        return _facts.report(self, delta, in_clip_norms)
 
     def plot(self, path: Any, delta: RealScalarLike) -> Path:
         """Writes the trade-off curve, epsilon over steps and delta against epsilon as one figure.
@@ -501,7 +500,7 @@ class PrivacyPlan(eqx.Module):
         delta = probability("PrivacyPlan.plot(delta=...)", delta)
         if isinstance(self.clipping, NoClipping):
             raise ValueError("A plan with `NoClipping` has no privacy to plot. Use `FlatClipping(norm)`.")
-        return _report.plot(self, path, delta)
+        return _facts.plot(self, path, delta)
 
     def _event(self, steps: int) -> "DpEvent":
         if isinstance(self.clipping, NoClipping):

@@ -12,7 +12,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
-from ._checks import (
+from .._checks import (
     check_numbers,
     choice,
     described,
@@ -24,18 +24,28 @@ from ._checks import (
     positive_scalar,
     usable,
 )
-from ._loss import PerExample, Scaled, check_batch, check_mask, check_model, check_scaling, trainable
-from ._norms import combined
-from ._sensitive import Sensitive
-from ._tree import expand_like, is_finite, leaf_paths, wide_dtype
-from ._types import Params, Participation, RealScalarLike
-from ._user import PerUser, WithinUser, check_user_batch
-from .clipping import AbstractClipping, NoClipping, as_clipping
-from .gradients import AbstractGradientMethod, Auto, ClippedSum, LeafPlan, ghost_check, unreached_paths, watched
-from .metrics import AbstractMetric, check_metrics
-from .noise import AbstractIntegerNoise, AbstractNoise, Rounding, check_joint_noise, check_noise, joint_scale
-from .random import check_key, fresh_key, key_of_words, key_words
-from .sharding import batch_axis, like, off_batch_axis, shard_batch
+from .._norms import combined
+from .._sensitive import Sensitive
+from .._tree import expand_like, is_finite, leaf_paths, wide_dtype
+from .._types import Params, Participation, RealScalarLike
+from ..clipping import AbstractClipping, NoClipping, as_clipping
+from ..gradients import AbstractGradientMethod, Auto, ClippedSum, LeafPlan, ghost_check, unreached_paths, watched
+from ..metrics import AbstractMetric, check_metrics
+from ..noise import AbstractIntegerNoise, AbstractNoise, Rounding, check_joint_noise, check_noise, joint_scale
+from ..problem import (
+    PerExample,
+    PerUser,
+    Scaled,
+    WithinUser,
+    check_batch,
+    check_mask,
+    check_model,
+    check_scaling,
+    check_user_batch,
+    trainable,
+)
+from ..random import check_key, fresh_key, key_of_words, key_words
+from ..sharding import batch_axis, like, off_batch_axis, shard_batch
 
 # Domains of the state's key: the noise, the loss's own randomness, the clipping's and the metrics' never share a stream.
 _NOISE, _LOSS, _CLIPPING, _METRICS = 0, 1, 2, 3

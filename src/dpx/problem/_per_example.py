@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ._checks import check_numbers, check_tuple, described, is_traced
-from ._tree import path_str
-from ._types import Params
+from .._checks import check_numbers, check_tuple, described, is_traced
+from .._tree import path_str
+from .._types import Params
 
 _MSG_STATEFUL = (
     "The model's `{path}` is a `{kind}`, which keeps statistics of the batch or mixes its examples, so that no example's contribution can "
