@@ -5,7 +5,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from .._draws import draw, normal_from_words
 from .._tree import expand_like
-from ..noise._gaussian import ROUND_UP
+from ..noise import ROUND_UP
 
 # Contributions are cut to multiples of 2**-20, or coarser, and added up in two parts of which neither can overflow.
 _GRID = 2**20

@@ -1,13 +1,17 @@
 """What is added to a clipped sum."""
 
 from ._base import (
-    AbstractIntegerNoise as AbstractIntegerNoise,
     AbstractNoise as AbstractNoise,
     check_noise as check_noise,
 )
 from ._correlated import CorrelatedGaussian as CorrelatedGaussian
 from ._discrete import DiscreteGaussian as DiscreteGaussian
 from ._gaussian import IndependentGaussian as IndependentGaussian
+from ._independent import (
+    ROUND_UP as ROUND_UP,
+    AbstractIndependentNoise as AbstractIndependentNoise,
+    AbstractIntegerNoise as AbstractIntegerNoise,
+)
 from ._joint import (
     check_integer_noise as check_integer_noise,
     check_joint_noise as check_joint_noise,

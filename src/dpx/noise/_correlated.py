@@ -14,7 +14,8 @@ from .._checks import flag, instance, positive_scalar
 from .._types import Params, Participation, RealScalarLike, Struct
 from ..strategies import AbstractStrategy
 from ._base import AbstractNoise, Buffers
-from ._gaussian import MSG_UNCALIBRATED, ROUND_UP, standard_normal
+from ._gaussian import standard_normal
+from ._independent import MSG_UNCALIBRATED, ROUND_UP
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent

@@ -7,7 +7,8 @@ from jaxtyping import Array, Float
 from .._checks import is_traced, usable
 from .._types import Participation
 from ..clipping import AbstractClipping
-from ._base import AbstractIntegerNoise, AbstractNoise
+from ._base import AbstractNoise
+from ._independent import AbstractIntegerNoise
 
 # A few float32 operations may round down; a difference of nearly equal numbers amplifies that, but then the noise is huge.
 _ROUND_UP = 1 + 2.0**-20
