@@ -1,8 +1,6 @@
 """`PrivateGradient`: clip, sum, add noise, divide by a public number."""
 
-import sys
-import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
 
 import equinox as eqx
@@ -13,7 +11,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
 from .._checks import (
-    check_numbers,
     choice,
     described,
     flag,
@@ -33,29 +30,19 @@ from ..gradients import AbstractGradientMethod, Auto, ClippedSum, LeafPlan, ghos
 from ..metrics import AbstractMetric, check_metrics
 from ..noise import AbstractIntegerNoise, AbstractNoise, Rounding, check_joint_noise, check_noise, joint_scale
 from ..problem import (
-    PerExample,
-    PerUser,
-    Scaled,
     WithinUser,
+    check_arguments,
     check_batch,
-    check_mask,
     check_model,
-    check_scaling,
-    check_user_batch,
+    prepare,
     trainable,
+    warn_of_strange_batch,
 )
 from ..random import check_key, fresh_key, key_of_words, key_words
-from ..sharding import batch_axis, like, off_batch_axis, shard_batch
+from ..sharding import like
 
 # Domains of the state's key: the noise, the loss's own randomness, the clipping's and the metrics' never share a stream.
 _NOISE, _LOSS, _CLIPPING, _METRICS = 0, 1, 2, 3
-
-_WRAPPERS = ("dpx", "jax", "equinox", "jaxtyping", "beartype")
-_MSG_STRANGE_BATCH = (
-    "A batch of {size} examples without a mask is none of this plan's, which are padded to {physical} and come with one. The privacy statement "
-    "holds only for batches that are sampled as it says: take them from `for batch, mask in plan.batches(data, seed=...)`, or load the rows "
-    "`plan.sampler.indices(seed, step)`, and pass `mask=mask`."
-)
 
 
 class Result(eqx.Enumeration):
@@ -586,40 +573,9 @@ class PrivateGradient(eqx.Module):
         return Check(tuple((path, *pair) for path, pair in zip(leaf_paths(params), pairs, strict=True)))
 
     def _problem(self, model, batch, mask, key, scaling=None):
-        check_model(model)
-        params, static = trainable(model, self.filter_spec)
-        params = jax.tree.map(jnp.asarray, params)
-        batch, size = check_batch(batch)
-        inner = batch
-        if self.unit == "user":
-            batch, mask = check_user_batch(batch, size, mask)
-            inner = jax.tree.map(lambda x: x[0] if size else jnp.zeros(x.shape[1:], x.dtype), inner)
-        mask = check_mask(mask, size)
-        if (
-            size == 0
-        ):  # nothing can be differentiated: one masked example of zeros gives the zero sum that noise is added to
-            batch = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch)
-            mask = jnp.zeros(1, bool)
-        per_example = PerExample(self.loss, static, self.has_aux, inner)
-        if self.unit == "user":
-            per_example = PerUser(per_example, self.within_user)
-        axis = batch_axis(batch)
-        keys = None
-        if per_example.takes_key:
-            if key is None:
-                raise ValueError(
-                    "This loss takes `key`: `clipped_sum(..., key=jax.random.key(...))` must be given one."
-                )
-            check_key("key=...", key)
-            # one fold for each example, so that neither padding nor microbatches change an example's randomness
-            keys = jax.vmap(jr.fold_in, in_axes=(None, 0))(key, jnp.arange(mask.shape[0]))
-        batch, mask, keys = shard_batch((batch, mask, keys), axis)
-        params = off_batch_axis(params, axis)
-        if scaling is not None:
-            check_scaling(scaling, params)
-            per_example = Scaled(per_example, params, scaling)
-            params = jax.tree.map(lambda x: jnp.zeros_like(x, wide_dtype(x.dtype)), params)
-        return params, per_example, (batch, keys), mask
+        options: Any = {"filter_spec": self.filter_spec, "has_aux": self.has_aux, "unit": self.unit}
+        problem = prepare(self.loss, model, batch, mask, key, within_user=self.within_user, scaling=scaling, **options)
+        return problem.params, problem.loss, problem.examples, problem.mask
 
     def _clipped(self, model, batch, clipping_state, mask, key, scaling) -> tuple[ClippedSum, Array]:
         size = check_batch(batch)[1]
@@ -709,35 +665,3 @@ def check_state(batch: Any, state: Any) -> None:
         raise ValueError(
             f"`{call}`: `state` must come from `private_grad.init(model)`, or from the step before; got {described(state)}."
         )
-
-
-def check_arguments(model: PyTree, batch: Any, mask: Any, key: Any, scaling: Any = None) -> None:
-    """Raises for what no compiled function can take, in the caller's words and not in JAX's."""
-    if key is not None:
-        check_key("key=...", key)
-    for name, tree in (("model", model), ("batch", batch), ("mask", mask), ("scaling", scaling)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            where = name + jax.tree_util.keystr(path)
-            if isinstance(leaf, np.ndarray | np.generic):
-                check_numbers(where, leaf.dtype)
-            elif not (eqx.is_array(leaf) or isinstance(leaf, Hashable)):
-                raise ValueError(
-                    f"`{where}` must be an array or something that can be hashed; got {described(leaf)}. Make a tuple of it, or a static field."
-                )
-
-
-def warn_of_strange_batch(physical_batch_size: int | None, batch: Any) -> None:
-    """Warns if a batch, which has no mask, has not the size of the plan's batches: somebody else's loader made it.
-
-    Called while a step is traced, and so once and not at every step.
-    """
-    if physical_batch_size is None:
-        return
-    sizes = {x.shape[0] for x in jax.tree.leaves(batch) if eqx.is_array(x) and x.ndim > 0}
-    if not sizes or sizes == {physical_batch_size}:
-        return
-    # what is shown is the caller's line, not that of what traces
-    frame, level = sys._getframe(), 1
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _WRAPPERS:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(_MSG_STRANGE_BATCH.format(size=min(sizes), physical=physical_batch_size), stacklevel=level)

@@ -16,15 +16,21 @@ from .._types import Participation, RealScalarLike
 from ..clipping import AbstractClipping, as_clipping
 from ..gradients import Vectorized
 from ..noise import AbstractNoise, check_noise
-from ..problem import check_batch, check_user_batch, has_parameter, keywords
+from ..problem import (
+    check_arguments,
+    check_batch,
+    check_user_batch,
+    has_parameter,
+    keywords,
+    takes_key,
+    warn_of_strange_batch,
+)
 from ._private_gradient import (
     PrivateGradient,
     PrivateGradientState,
     Stated,
-    check_arguments,
     check_participation,
     check_state,
-    warn_of_strange_batch,
 )
 
 _MSG_RAGGED = (
@@ -266,7 +272,7 @@ def model_update(loss: Callable[..., Any], optimizer: Any, steps: Any = 1) -> Ca
     def local_steps(model: PyTree, examples: tuple[Any, ...], mask: Any, key: Any) -> PyTree:
         params, static = eqx.partition(model, eqx.is_inexact_array)
         rows = jnp.arange(jax.tree.leaves(examples)[0].shape[0])
-        wanted = keywords(loss, len(examples), ("key",))
+        wanted = takes_key(loss, len(examples))
         if mask is not None:
             # padding repeats a real row: whatever it contains, 0 * inf in the backward pass cannot poison the user
             source = jnp.where(mask, rows, jnp.argmax(mask))

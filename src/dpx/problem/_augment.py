@@ -10,7 +10,7 @@ import jax.random as jr
 from jaxtyping import Array, Key
 
 from .._checks import flag, function, positive_int
-from ._per_example import keywords
+from ._per_example import takes_key
 
 
 def augment(loss: Any, augmentation: Any, multiplicity: Any, *, has_aux: bool = False) -> "Augmented":
@@ -69,8 +69,8 @@ class Augmented(eqx.Module):
                 raise ValueError(
                     f"`augmentation(*example, key=key)` must return a tuple, the arguments of the loss after the model; got {type(seen).__name__}."
                 )
-            wanted = keywords(self.loss, len(seen), ("key",))
-            return self.loss(model, *seen, **dict.fromkeys(wanted, jr.fold_in(view_key, 1)))
+            own = {"key": jr.fold_in(view_key, 1)} if takes_key(self.loss, len(seen)) else {}
+            return self.loss(model, *seen, **own)
 
         out = jax.vmap(view)(jnp.arange(self.multiplicity))
         if self.has_aux:

@@ -10,7 +10,9 @@ from jaxtyping import Array, PyTree
 
 from .._tree import expand_like, path_str
 from .._types import Params
-from ._per_example import PerExample, check_mask, describe
+from ._batch import check_mask
+from ._per_example import PerExample
+from ._words import describe
 
 WithinUser = Literal["mean", "sum"]
 
