@@ -12,11 +12,5 @@ from ._independent import (
     AbstractIndependentNoise as AbstractIndependentNoise,
     AbstractIntegerNoise as AbstractIntegerNoise,
 )
-from ._joint import (
-    check_integer_noise as check_integer_noise,
-    check_joint_noise as check_joint_noise,
-    joint_scale as joint_scale,
-    queries_per_event as queries_per_event,
-)
 from ._laplace import Laplace as Laplace
 from ._rounding import Rounding as Rounding

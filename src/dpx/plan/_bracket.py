@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import accounting
 from ..metrics import Count, Histogram, Mean, Quantile, Sum
-from ..noise import CorrelatedGaussian, DiscreteGaussian, IndependentGaussian, Laplace, queries_per_event
+from ..noise import CorrelatedGaussian, DiscreteGaussian, IndependentGaussian, Laplace
 from ..sampling import (
     BallsInBinsSampler,
     CyclicPoissonSampler,
@@ -106,7 +106,7 @@ def _correlated_event(plan: "PrivacyPlan", sampler: Any, noise: CorrelatedGaussi
         return plan.event  # made of the very columns
     sensitivity = strategy.sensitivity(steps, separation, most)
     sides = sum((float(s) ** -2 for s in plan.clipping.side_noise_multipliers), 0.0)
-    own = plan.noise_multiplier**-2 - queries_per_event(noise, steps, sampler.participation_per_event) * sides
+    own = plan.noise_multiplier**-2 - plan.mechanism.queries_per_event * sides
     if own <= 0:
         return None
 

@@ -14,7 +14,7 @@ from .._files import write_atomically
 from .._round import exactly, round_down, round_epsilon, round_up
 from ..accounting import NEIGHBOURS, is_monte_carlo
 from ..clipping import AdaptiveClipping, FlatClipping, GroupClipping, HardThresholdClipping, NoClipping
-from ..noise import AbstractIntegerNoise, IndependentGaussian, joint_scale
+from ..noise import AbstractIntegerNoise, IndependentGaussian
 from ..sampling import ShuffleSampler
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _side_lines(plan: "PrivacyPlan") -> list[str]:
 
 def noise_scale(plan: "PrivacyPlan", in_clip_norms: bool = False) -> float:
     """The scale of the gradient's noise in units of the clipped sum, or of the norm that one contribution has at most."""
-    scale = float(joint_scale(plan.clipping, plan.noise, plan.steps, plan.sampler.participation_per_event))
+    scale = float(plan.mechanism.scale())
     return scale / float(plan.clipping.sensitivity) if in_clip_norms else scale
 
 

@@ -17,14 +17,12 @@ from .._checks import at_least_zero, choice, instance, integer, nonempty_text, p
 from .._types import RealScalarLike
 from ..accounting import AccountantName, Adjacency, TradeOffCurve
 from ..clipping import AbstractClipping, NoClipping, as_clipping
+from ..mechanism import Mechanism
 from ..metrics import AbstractMetric, check_metric, check_metrics
 from ..noise import (
     AbstractIntegerNoise,
     AbstractNoise,
-    check_integer_noise,
-    check_joint_noise,
     check_noise,
-    queries_per_event,
 )
 from ..private_gradient import PrivateGradient, PrivateSum, Stated, stated_of
 from ..random import fresh_seed
@@ -91,7 +89,6 @@ class PrivacyPlan(eqx.Module):
         accounting.check_adjacency(adjacency, "PrivacyPlan")
         accounting.check_accountant(accountant, "replace_special", "PrivacyPlan")
         metrics = check_metrics("PrivacyPlan(metrics=...)", metrics)
-        check_integer_noise(clipping, noise)
         if isinstance(noise, AbstractIntegerNoise):
             if adjacency == "replace_one":
                 raise ValueError(
@@ -140,7 +137,14 @@ class PrivacyPlan(eqx.Module):
             )
         self.unit = unit
         self.accountant = accountant  # pyright: ignore[reportAttributeAccessIssue]
-        check_joint_noise(clipping, noise, sampler.steps, sampler.participation_per_event)
+        self.mechanism.check_budget()
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """Clipping, noise and metrics in the plan's steps: all arithmetic of theirs is there."""
+        return Mechanism(
+            self.clipping, self.noise, self.metrics, self.sampler.steps, self.sampler.participation_per_event
+        )
 
     @property
     def is_calibrated(self) -> bool:
@@ -327,12 +331,12 @@ class PrivacyPlan(eqx.Module):
             )
         if parameter == "noise_multiplier":
             plan = _search.least_noise(self, target)
-            check_joint_noise(plan.clipping, plan.noise, plan.steps, plan.sampler.participation_per_event)
+            plan.mechanism.check_budget()
             return plan
         if not self.is_calibrated:
             raise ValueError(f"`calibrate(parameter={parameter!r})` needs a noise multiplier; this plan has none.")
         plan = _search.largest(self, parameter, target)
-        check_joint_noise(plan.clipping, plan.noise, plan.steps, plan.sampler.participation_per_event)
+        plan.mechanism.check_budget()
         return plan
 
     def _target(
@@ -508,7 +512,7 @@ class PrivacyPlan(eqx.Module):
 
             return NonPrivateDpEvent()
         # the clipping's own queries are covered by the stated multiplier; metrics come on top
-        times = queries_per_event(self.noise, self.steps, self.sampler.participation_per_event)
+        times = self.mechanism.queries_per_event
         costs = [times * float(metric.noise_multiplier) ** -2 for metric in self.metrics.values()]
         multiplier = self.noise_multiplier
         if costs:

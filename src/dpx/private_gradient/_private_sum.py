@@ -15,6 +15,7 @@ from .._tree import is_finite, path_str, wide_dtype
 from .._types import Participation, RealScalarLike
 from ..clipping import AbstractClipping, as_clipping
 from ..gradients import Vectorized
+from ..mechanism import Mechanism, check_participation
 from ..noise import AbstractNoise, check_noise
 from ..problem import (
     check_arguments,
@@ -25,13 +26,9 @@ from ..problem import (
     takes_key,
     warn_of_strange_batch,
 )
-from ._private_gradient import (
-    PrivateGradient,
-    PrivateGradientState,
-    Stated,
-    check_participation,
-    check_state,
-)
+from ._private_gradient import PrivateGradient
+from ._state import PrivateGradientState, check_state
+from ._stated import Stated
 
 _MSG_RAGGED = (
     "`PrivateSum(fn=...)`: users have different numbers of rows, and those missing are filled up with zeros, so that `fn` must know which are "
@@ -113,9 +110,14 @@ class PrivateSum(eqx.Module):
         self._aggregate(None)  # what is wrong with clipping, noise or steps shall be said now
 
     @property
+    def mechanism(self) -> Mechanism:
+        """What is made private, and by what noise: the arithmetic of this sum's parts."""
+        return Mechanism(self.clipping, self.noise, {}, self.steps, self.participation)
+
+    @property
     def sensitivity(self) -> float:
         """How far one example, added or removed, can move the sum before noise."""
-        return float(self.clipping.sensitivity)
+        return float(self.mechanism.sensitivity)
 
     def init(self, model: PyTree, batch: Any, *, key: Any = None) -> PrivateGradientState:
         """The state before the first step.
@@ -126,6 +128,9 @@ class PrivateSum(eqx.Module):
         - `batch`: a batch, or `jax.ShapeDtypeStruct`s of one; only shapes matter, which the shape of the output follows from.
         - `key`: the secret of the noise; by default fresh from the operating system.
         """
+        check_tuple("batch", batch)
+        is_struct = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(batch))
+        batch = batch if is_struct else check_batch(batch)[0]
         return self._aggregate(model).init(self._zeros(model, batch), key=key)
 
     def __call__(
@@ -149,10 +154,11 @@ class PrivateSum(eqx.Module):
     def _step(
         self, model: PyTree, batch: Any, state: PrivateGradientState, mask: Any, key: Any
     ) -> tuple[PyTree, PrivateGradientState, Sensitive]:
+        checked, size = check_batch(batch)
         # zeros, but NaN where every output would be: that a model is not finite is public, and must not pass for an empty batch
         is_good = is_finite(eqx.filter(model, eqx.is_inexact_array))
-        weights = jax.tree.map(lambda x: jnp.where(is_good, x, jnp.full_like(x, jnp.nan)), self._zeros(model, batch))
-        units, which = self._units(batch, mask)
+        weights = jax.tree.map(lambda x: jnp.where(is_good, x, jnp.full_like(x, jnp.nan)), self._zeros(model, checked))
+        units, which = self._units(checked, size, mask)
         out = self._aggregate(model)(weights, units, state, mask=which, key=key)
         if mask is None:
             warn_of_strange_batch(self.physical_batch_size, batch)
@@ -161,15 +167,14 @@ class PrivateSum(eqx.Module):
     def clipped_sum(self, model: PyTree, batch: Any, *, mask: Any = None, key: Any = None) -> Sensitive:
         """The sum of clipped outputs, without noise and not divided."""
         check_arguments(model, batch, mask, key)
-        check_tuple("batch", batch)
+        batch, size = check_batch(batch)
         if key is None and "key" not in wanted_by(self.fn, self.unit, batch):
             key = jax.random.key(0)
-        units, mask = self._units(batch, mask)
+        units, mask = self._units(batch, size, mask)
         return self._aggregate(model).clipped_sum(self._zeros(model, batch), units, mask=mask, key=key)
 
-    def _units(self, batch: Any, mask: Any) -> tuple[tuple[Any, Any], Any]:
+    def _units(self, batch: tuple[Any, ...], size: int, mask: Any) -> tuple[tuple[Any, Any], Any]:
         """The batch with, beside it, which rows of each user are real, where `fn` wants to know; and which users, or examples, are."""
-        batch, size = check_batch(batch)
         if self.unit != "user":
             return (batch, None), mask
         is_ragged = mask is not None and jnp.ndim(mask) == 2
@@ -193,10 +198,7 @@ class PrivateSum(eqx.Module):
             stated=self.stated,
         )
 
-    def _zeros(self, model: PyTree, batch: Any) -> PyTree:
-        check_tuple("batch", batch)
-        is_struct = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(batch))
-        batch = batch if is_struct else check_batch(batch)[0]
+    def _zeros(self, model: PyTree, batch: tuple[Any, ...]) -> PyTree:
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
         rows = None
         if "mask" in wanted_by(self.fn, self.unit, batch):
