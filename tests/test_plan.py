@@ -10,7 +10,7 @@ import pytest
 
 import dpx
 from conftest import loss, make_model
-from dpx.noise import check_joint_noise, joint_scale
+from dpx.mechanism import Mechanism
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_what_a_clipping_learns_is_paid_by_the_gradient():
     plan = dpx.PrivacyPlan(sampler, clipping, dpx.IndependentGaussian(1.0))
     event: Any = plan.event
     assert event.event.event.noise_multiplier == 1.0
-    scale = float(joint_scale(clipping, plan.noise, 5, sampler.participation_per_event))
+    scale = float(plan.mechanism.scale())
     assert scale / 2.0 == pytest.approx(1.0050378, abs=2e-6) and scale / 2.0 >= (1 - 1 / 100) ** -0.5
     assert "1.00504" in plan.statement(1e-3)
 
@@ -83,12 +83,11 @@ def test_counts_are_paid_for_every_participation_of_an_event():
     noise = dpx.CorrelatedGaussian(dpx.SquareRootToeplitz(16), 1.0)
     plain = noise.scale(jnp.ones(()), 16, sampler.participation_per_event)
     clipping = dpx.AdaptiveClipping(1.0, count_noise_multiplier=5.0)
-    ratio = float(joint_scale(clipping, noise, 16, sampler.participation_per_event) / plain)
+    mechanism = lambda clipping: Mechanism(clipping, noise, {}, 16, sampler.participation_per_event)
+    ratio = float(mechanism(clipping).scale() / plain)
     assert ratio == pytest.approx((1 - 4 / 100) ** -0.5, rel=2e-6)
     with pytest.raises(ValueError, match="count_noise_multiplier"):
-        check_joint_noise(
-            dpx.AdaptiveClipping(1.0, count_noise_multiplier=0.9), noise, 16, sampler.participation_per_event
-        )
+        mechanism(dpx.AdaptiveClipping(1.0, count_noise_multiplier=0.9)).check_budget()
 
 
 def test_guarantee_noise_on_integers_never_pays_for_counts():
@@ -105,7 +104,7 @@ def test_guarantee_noise_on_integers_never_pays_for_counts():
 )
 def test_what_counts_cost_is_added_as_noise_and_never_to_the_signal(noise):
     clipping = dpx.AdaptiveClipping(1.0, count_noise_multiplier=2.5)
-    scale = joint_scale(clipping, noise, 1, dpx.Participation(1, 1))
+    scale = Mechanism(clipping, noise, {}, 1, dpx.Participation(1, 1)).scale()
     zero, ones = jnp.zeros(50), jnp.ones(50)
     run = lambda total: noise.step(total, scale, jax.random.key(0), jnp.int32(0), noise.init(total))[0]
     np.testing.assert_allclose(run(ones) - run(zero), ones, atol=1e-5)

@@ -14,7 +14,6 @@ from . import (
 )
 from ._sensitive import Sensitive as Sensitive
 from ._types import Participation as Participation
-from .augmentation import augment as augment
 from .clipping import (
     AbstractClipping as AbstractClipping,
     AdaptiveClipping as AdaptiveClipping,
@@ -45,9 +44,11 @@ from .private_gradient import (
     Explanation as Explanation,
     PrivateGradient as PrivateGradient,
     PrivateGradientState as PrivateGradientState,
+    PrivateSum as PrivateSum,
     Result as Result,
+    model_update as model_update,
 )
-from .private_sum import PrivateSum as PrivateSum, model_update as model_update
+from .problem import augment as augment
 from .sampling import (
     AbstractSampler as AbstractSampler,
     BallsInBinsSampler as BallsInBinsSampler,

@@ -6,6 +6,12 @@ from ._base import (
     ClippedSum as ClippedSum,
     LeafPlan as LeafPlan,
 )
+from ._explain import (
+    Check as Check,
+    Explanation as Explanation,
+    comparison as comparison,
+    explanation as explanation,
+)
 from ._ghost import (
     EinsumUse as EinsumUse,
     ScatterUse as ScatterUse,
@@ -14,5 +20,5 @@ from ._ghost import (
     ghost_rule as ghost_rule,
 )
 from ._ghost_method import Ghost as Ghost
-from ._reach import unreached_paths as unreached_paths, watched as watched
+from ._reach import unreached_leaves as unreached_leaves, watched as watched
 from ._vectorized import Vectorized as Vectorized

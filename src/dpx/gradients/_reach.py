@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._tree import leaf_paths
-from .._types import Params, PerExampleLoss
+from .._types import Examples, Params, PerExampleLoss
 
 # Programs that a loss calls, by the name of what they are called with: they are walked; of any other primitive, every output is taken to
 # depend on every input.
@@ -102,6 +102,12 @@ def watched(loss: PerExampleLoss, source: Any) -> PerExampleLoss:
         return jax.tree.unflatten(jax.tree.structure(struct), jex.jaxpr_as_fun(closed)(*leaves))
 
     return run
+
+
+def unreached_leaves(loss: PerExampleLoss, params: Params, examples: Examples) -> tuple[str, ...]:
+    """The paths of the leaves of `params` that the loss of one example does not reach."""
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), examples)
+    return unreached_paths(jax.make_jaxpr(loss)(params, one), params)
 
 
 def unreached_paths(closed: Any, params: Params) -> tuple[str, ...]:

@@ -1,18 +1,15 @@
 """What is added to a clipped sum."""
 
 from ._base import (
-    AbstractIntegerNoise as AbstractIntegerNoise,
     AbstractNoise as AbstractNoise,
     check_noise as check_noise,
 )
 from ._correlated import CorrelatedGaussian as CorrelatedGaussian
 from ._discrete import DiscreteGaussian as DiscreteGaussian
 from ._gaussian import IndependentGaussian as IndependentGaussian
-from ._joint import (
-    check_integer_noise as check_integer_noise,
-    check_joint_noise as check_joint_noise,
-    joint_scale as joint_scale,
-    queries_per_event as queries_per_event,
+from ._independent import (
+    AbstractIndependentNoise as AbstractIndependentNoise,
+    AbstractIntegerNoise as AbstractIntegerNoise,
 )
 from ._laplace import Laplace as Laplace
 from ._rounding import Rounding as Rounding

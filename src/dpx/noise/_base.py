@@ -1,7 +1,7 @@
 """The interface of noise: what is added to a clipped sum."""
 
 import abc
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import equinox as eqx
 import numpy as np
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from .._checks import instance
 from .._types import Params, Participation, Struct
-from ._rounding import Rounding
+from ..strategies import AbstractStrategy
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -29,6 +29,10 @@ class AbstractNoise(eqx.Module):
     """None until it is calibrated."""
     order: eqx.AbstractClassVar[int]
     r"""The norm in which the clipped sum's sensitivity must be bounded: $\ell_2$ (2) or $\ell_1$ (1)."""
+    strategy: eqx.AbstractVar[AbstractStrategy]
+    """The matrix that correlates the noise of different steps; `Identity()` if it is independent."""
+    is_integer: ClassVar[bool] = False
+    """Whether it is noise for sums of integers; see `AbstractIntegerNoise`."""
 
     @property
     @abc.abstractmethod
@@ -74,17 +78,6 @@ class AbstractNoise(eqx.Module):
     ) -> tuple[Params, Buffers]:
         """The noisy sum of step number `step` (from 0), and the buffers after it. The noise is a function of `fold_in(key, step)`, or of
         earlier steps' folds where it is correlated."""
-
-
-class AbstractIntegerNoise(AbstractNoise):
-    """Noise for sums of integers: every contribution is rounded before it is added up, and `step` gets the sum as int32."""
-
-    @abc.abstractmethod
-    def rounding(self, sensitivity: Float[Array, ""], dimension: int, batch_size: int) -> Rounding:
-        """How contributions, of `dimension` numbers and a norm of at most `sensitivity`, are rounded.
-
-        Raises `ValueError` if they cannot be, or if a batch of `batch_size` could overflow.
-        """
 
 
 def check_noise(call: str, noise: Any) -> None:

@@ -15,7 +15,8 @@ from .._rounding_up import PRODUCT_UP
 from .._types import Params, Participation, RealScalarLike, Struct
 from ..strategies import AbstractStrategy
 from ._base import AbstractNoise, Buffers
-from ._gaussian import MSG_UNCALIBRATED, standard_normal
+from ._gaussian import standard_normal
+from ._independent import MSG_UNCALIBRATED
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent

@@ -1,7 +1,7 @@
 """Gaussian noise on integers, drawn exactly."""
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import equinox as eqx
 import jax
@@ -9,15 +9,14 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from .._checks import is_traced, positive_float, positive_scalar
-from .._types import Params, Participation, RealScalarLike, Struct
+from .._types import Params, Participation, RealScalarLike
 from ..random import multiply
 from ..sharding import bits_like
-from ..strategies import Identity
-from ._base import AbstractIntegerNoise, Buffers
-from ._gaussian import MSG_UNCALIBRATED
+from ._base import Buffers
+from ._independent import MSG_UNCALIBRATED, AbstractIntegerNoise
 from ._rounding import Rounding
 
 if TYPE_CHECKING:
@@ -72,6 +71,8 @@ class DiscreteGaussian(AbstractIntegerNoise):
     noise_multiplier: Float[Array, ""] | None
     granularity: float = eqx.field(static=True)
     order: ClassVar[int] = 2
+    # that of the integers is below their parameter squared by a relative 2.2e-7 at parameter 1, and by less above
+    unit_variance: ClassVar[float] = 1.0
 
     def __init__(self, noise_multiplier: RealScalarLike | None = None, granularity: RealScalarLike = 2.0**-16):
         step = positive_float("DiscreteGaussian(granularity=...)", granularity)
@@ -101,10 +102,6 @@ class DiscreteGaussian(AbstractIntegerNoise):
         return round(1 / self.granularity)
 
     @property
-    def bands(self) -> int | None:
-        return 1
-
-    @property
     def description(self) -> str:
         return (
             f"discrete Gaussian noise at every step, on integer multiples of {self.granularity:g} times the clip norm"
@@ -115,31 +112,14 @@ class DiscreteGaussian(AbstractIntegerNoise):
 
         return ZCDpEvent(0.5 / float(noise_multiplier) ** 2)
 
-    @property
-    def horizon(self) -> int | None:
-        return None
-
     def scale(self, sensitivity: Float[Array, ""], steps: int | None, participation: Participation) -> Float[Array, ""]:
         del steps, participation
         if self.noise_multiplier is None:
             raise ValueError(MSG_UNCALIBRATED.format(name="DiscreteGaussian"))
         return self.noise_multiplier * sensitivity  # in units of the sum; the privacy is that of the integers
 
-    def variance(self, scale: Float[Array, ""], steps: int | None, step: Int[Array, ""]) -> Float[Array, ""]:
-        # that of the integers is below their parameter squared by a relative 2.2e-7 at parameter 1, and by less above
-        del steps, step
-        return scale**2
-
-    def error(self, steps: int, participation: Participation, workload: Any, kind: str) -> float:
-        del participation
-        return Identity().error(steps, workload, kind)
-
     def rounding(self, sensitivity: Float[Array, ""], dimension: int, batch_size: int) -> Rounding:
         return Rounding(sensitivity, self.radius, dimension, batch_size)
-
-    def init(self, struct: Struct) -> PyTree:
-        del struct
-        return ()
 
     def step(
         self, total: Params, scale: Float[Array, ""], key: Key[Array, ""], step: Int[Array, ""], buffers: Buffers

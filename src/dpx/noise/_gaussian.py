@@ -1,28 +1,22 @@
 """Fresh Gaussian noise at every step."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.random as jr
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key
 
 from .._checks import positive_scalar
-from .._rounding_up import PRODUCT_UP
-from .._types import Params, Participation, RealScalarLike, Struct
+from .._types import Params, Participation, RealScalarLike
 from ..sharding import normal_like
-from ..strategies import Identity
-from ._base import AbstractNoise, Buffers
+from ._base import Buffers
+from ._independent import AbstractIndependentNoise, scale_of
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-MSG_UNCALIBRATED = (
-    "`{name}(noise_multiplier=None)` has no noise multiplier yet. Give one, or let a plan find it: "
-    "`plan.calibrate(epsilon=..., delta=...)` or `dpx.dp_sgd(..., epsilon=..., delta=...)`."
-)
 
-
-class IndependentGaussian(AbstractNoise):
+class IndependentGaussian(AbstractIndependentNoise):
     r"""Adds independent $N(0, (\sigma C)^2)$ noise to every coordinate at every step, $C$ the clip norm: the noise of DP-SGD.
 
     !!! success "Guarantee"
@@ -41,15 +35,12 @@ class IndependentGaussian(AbstractNoise):
 
     noise_multiplier: Float[Array, ""] | None
     order: ClassVar[int] = 2
+    unit_variance: ClassVar[float] = 1.0
 
     def __init__(self, noise_multiplier: RealScalarLike | None = None):
         call = "IndependentGaussian(noise_multiplier=...)"
         why = "For a non-private baseline use `NoClipping()`."
         self.noise_multiplier = None if noise_multiplier is None else positive_scalar(call, noise_multiplier, why)
-
-    @property
-    def bands(self) -> int | None:
-        return 1
 
     @property
     def description(self) -> str:
@@ -60,27 +51,9 @@ class IndependentGaussian(AbstractNoise):
 
         return GaussianDpEvent(float(noise_multiplier))
 
-    @property
-    def horizon(self) -> int | None:
-        return None
-
     def scale(self, sensitivity: Float[Array, ""], steps: int | None, participation: Participation) -> Float[Array, ""]:
         del steps, participation  # steps compose in the accountant
-        if self.noise_multiplier is None:
-            raise ValueError(MSG_UNCALIBRATED.format(name="IndependentGaussian"))
-        return self.noise_multiplier * sensitivity * PRODUCT_UP
-
-    def variance(self, scale: Float[Array, ""], steps: int | None, step: Int[Array, ""]) -> Float[Array, ""]:
-        del steps, step
-        return scale**2
-
-    def error(self, steps: int, participation: Participation, workload: Any, kind: str) -> float:
-        del participation
-        return Identity().error(steps, workload, kind)
-
-    def init(self, struct: Struct) -> PyTree:
-        del struct
-        return ()
+        return scale_of(self, sensitivity)
 
     def step(
         self, total: Params, scale: Float[Array, ""], key: Key[Array, ""], step: Int[Array, ""], buffers: Buffers

@@ -1,25 +1,22 @@
 """Fresh Laplace noise at every step."""
 
-import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.random as jr
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key
 
 from .._checks import positive_scalar
-from .._rounding_up import PRODUCT_UP
-from .._types import Params, Participation, RealScalarLike, Struct
+from .._types import Params, Participation, RealScalarLike
 from ..sharding import laplace_like
-from ..strategies import Identity
-from ._base import AbstractNoise, Buffers
-from ._gaussian import MSG_UNCALIBRATED
+from ._base import Buffers
+from ._independent import AbstractIndependentNoise, scale_of
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
 
-class Laplace(AbstractNoise):
+class Laplace(AbstractIndependentNoise):
     r"""Adds independent Laplace noise of scale $b = \sigma C$ to every coordinate at every step, $C$ the $\ell_1$ clip norm.
 
     One step without sampling is $(1 / \sigma, 0)$-DP. For gradients of many coordinates Gaussian noise is far better, since their
@@ -37,15 +34,12 @@ class Laplace(AbstractNoise):
 
     noise_multiplier: Float[Array, ""] | None
     order: ClassVar[int] = 1
+    unit_variance: ClassVar[float] = 2.0
 
     def __init__(self, noise_multiplier: RealScalarLike | None = None):
         call = "Laplace(noise_multiplier=...)"
         why = "For a non-private baseline use `NoClipping()`."
         self.noise_multiplier = None if noise_multiplier is None else positive_scalar(call, noise_multiplier, why)
-
-    @property
-    def bands(self) -> int | None:
-        return 1
 
     @property
     def description(self) -> str:
@@ -56,27 +50,9 @@ class Laplace(AbstractNoise):
 
         return LaplaceDpEvent(float(noise_multiplier))
 
-    @property
-    def horizon(self) -> int | None:
-        return None
-
     def scale(self, sensitivity: Float[Array, ""], steps: int | None, participation: Participation) -> Float[Array, ""]:
-        del steps, participation
-        if self.noise_multiplier is None:
-            raise ValueError(MSG_UNCALIBRATED.format(name="Laplace"))
-        return self.noise_multiplier * sensitivity * PRODUCT_UP
-
-    def variance(self, scale: Float[Array, ""], steps: int | None, step: Int[Array, ""]) -> Float[Array, ""]:
-        del steps, step
-        return 2 * scale**2
-
-    def error(self, steps: int, participation: Participation, workload: Any, kind: str) -> float:
-        del participation
-        return math.sqrt(2) * Identity().error(steps, workload, kind)  # the deviation of a Laplace variable of scale 1
-
-    def init(self, struct: Struct) -> PyTree:
-        del struct
-        return ()
+        del steps, participation  # steps compose in the accountant
+        return scale_of(self, sensitivity)
 
     def step(
         self, total: Params, scale: Float[Array, ""], key: Key[Array, ""], step: Int[Array, ""], buffers: Buffers

@@ -6,14 +6,17 @@ them), the attacker knows them, and the example is where it does most harm.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .. import accounting
+from ..accounting import Adjacency
+from ..mechanism import Mechanism
 from ..metrics import Count, Histogram, Mean, Quantile, Sum
-from ..noise import CorrelatedGaussian, DiscreteGaussian, IndependentGaussian, Laplace, queries_per_event
+from ..noise import CorrelatedGaussian, DiscreteGaussian, IndependentGaussian, Laplace
 from ..sampling import (
+    AbstractSampler,
     BallsInBinsSampler,
     CyclicPoissonSampler,
     FixedSizeSampler,
@@ -28,34 +31,52 @@ from ..strategies import Identity
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-    from ._plan import PrivacyPlan
-
 _MOST_STEPS = 2048  # of a strategy matrix that is written out
 _MOST_BINS = 1024
 _OTHERS = (Count, Histogram, Mean, Quantile, Sum)
 
 
-def lower_epsilon(plan: "PrivacyPlan", delta: float, upper: float) -> float:
+class Attacked(NamedTuple):
+    """What is attacked.
+
+    **Arguments:**
+
+    - `sampler`, `mechanism`: the parts of a plan.
+    - `event`: what its accountant goes by.
+    - `adjacency`: the neighbours that the attacker tells apart.
+    """
+
+    sampler: AbstractSampler
+    mechanism: Mechanism
+    event: "DpEvent"
+    adjacency: Adjacency
+
+    @property
+    def base(self) -> AbstractSampler:
+        """Who draws: of users, the sampler of users."""
+        return self.sampler.base if isinstance(self.sampler, UserSampler) else self.sampler
+
+
+def lower_epsilon(run: Attacked, delta: float, upper: float) -> float:
     """The lower bound of `PrivacyPlan.epsilon_bracket`."""
-    if isinstance(plan.noise, DiscreteGaussian):
-        return _integer_epsilon(plan, delta, upper)
-    event = attained_event(plan)
+    if isinstance(run.mechanism.noise, DiscreteGaussian):
+        return _integer_epsilon(run, delta, upper)
+    event = attained_event(run)
     if event is None:
         return 0.0
-    return accounting.attained_epsilon(event, delta, adjacency=plan.adjacency, upper=upper)
+    return accounting.attained_epsilon(event, delta, adjacency=run.adjacency, upper=upper)
 
 
-def attained_event(plan: "PrivacyPlan") -> "DpEvent | None":
-    """An event of which a run of the plan is at least as revealing; None if none is known."""
-    sampler = plan.sampler.base if isinstance(plan.sampler, UserSampler) else plan.sampler
-    noise, steps = plan.noise, plan.steps
+def attained_event(run: Attacked) -> "DpEvent | None":
+    """An event of which the run is at least as revealing; None if none is known."""
+    sampler, noise, steps = run.base, run.mechanism.noise, run.sampler.steps
     if isinstance(noise, Laplace):
-        return plan.event if isinstance(sampler, PoissonSampler | CyclicPoissonSampler | ShuffleSampler) else None
+        return run.event if isinstance(sampler, PoissonSampler | CyclicPoissonSampler | ShuffleSampler) else None
     if isinstance(noise, CorrelatedGaussian) and not isinstance(noise.strategy, Identity):
-        return _correlated_event(plan, sampler, noise)
+        return _correlated_event(run, noise)
     if not isinstance(noise, IndependentGaussian | CorrelatedGaussian):
         return None
-    mechanism = noise.event((plan.noise_multiplier**-2 + _metric_cost(plan)) ** -0.5)
+    mechanism = noise.event((run.mechanism.noise_multiplier**-2 + _metric_cost(run)) ** -0.5)
     if isinstance(sampler, BallsInBinsSampler) and sampler.bins > 1 and steps % sampler.bins:
         return _unequal_bins(mechanism, steps, sampler.bins)
     known = (
@@ -70,15 +91,15 @@ def attained_event(plan: "PrivacyPlan") -> "DpEvent | None":
     return sampler.event(mechanism, 1, steps) if isinstance(sampler, known) else None
 
 
-def _metric_cost(plan: "PrivacyPlan") -> float:
+def _metric_cost(run: Attacked) -> float:
     """Inverse variance of the metrics that one participation moves by as much as their noise is measured against.
 
     An example whose loss and gradient are beyond all bounds does so when it comes or goes. To replace it moves some by less than twice that, and
     what a function of the user's reads is not ours to choose: those are left out, which is to look away.
     """
-    if plan.adjacency == "replace_one":
+    if run.adjacency == "replace_one":
         return 0.0
-    metrics = [m for m in plan.metrics.values() if isinstance(m, _OTHERS) and not callable(m.values)]
+    metrics = [m for m in run.mechanism.metrics.values() if isinstance(m, _OTHERS) and not callable(m.values)]
     return sum((float(m.noise_multiplier) ** -2 for m in metrics), 0.0)
 
 
@@ -97,23 +118,24 @@ def _unequal_bins(mechanism: Any, steps: int, bins: int) -> Any:
     return SelfComposedDpEvent(event, 1)
 
 
-def _correlated_event(plan: "PrivacyPlan", sampler: Any, noise: CorrelatedGaussian) -> Any:
+def _correlated_event(run: Attacked, noise: CorrelatedGaussian) -> Any:
     import dp_accounting as da
 
-    strategy, steps = noise.strategy, plan.steps
+    sampler: Any = run.base
+    mechanism, strategy, steps = run.mechanism, noise.strategy, run.sampler.steps
     separation, most = sampler.participation_per_event
     if isinstance(sampler, BallsInBinsSampler | MinSepSampler) and noise.bands != 1:
-        return plan.event  # made of the very columns
+        return run.event  # made of the very columns
     sensitivity = strategy.sensitivity(steps, separation, most)
-    sides = sum((float(s) ** -2 for s in plan.clipping.side_noise_multipliers), 0.0)
-    own = plan.noise_multiplier**-2 - queries_per_event(noise, steps, sampler.participation_per_event) * sides
+    sides = sum((float(s) ** -2 for s in mechanism.clipping.side_noise_multipliers), 0.0)
+    own = mechanism.noise_multiplier**-2 - mechanism.queries_per_event * sides
     if own <= 0:
         return None
 
     def gaussian(shift: float, times: int) -> Any:
         """What is seen of a gradient that takes part so often and moves the correlated sums by `shift` together."""
         # the strategy's own arithmetic is float64's
-        precision = own * (shift / sensitivity * (1 - 1e-9)) ** 2 + times * (sides + _metric_cost(plan))
+        precision = own * (shift / sensitivity * (1 - 1e-9)) ** 2 + times * (sides + _metric_cost(run))
         return da.GaussianDpEvent(precision**-0.5)
 
     if isinstance(sampler, ShuffleSampler):
@@ -181,24 +203,24 @@ def _matrix(strategy: Any, steps: int) -> np.ndarray:
     return np.asarray(strategy.materialize(steps), np.float64)
 
 
-def _integer_epsilon(plan: "PrivacyPlan", delta: float, upper: float) -> float:
+def _integer_epsilon(run: Attacked, delta: float, upper: float) -> float:
     """One parameter, whose gradient is clipped to half a step less than the radius and a little, and rounded to one step less."""
-    noise = plan.noise
+    noise = run.mechanism.noise
     assert isinstance(noise, DiscreteGaussian)
-    sampler = plan.sampler.base if isinstance(plan.sampler, UserSampler) else plan.sampler
+    sampler, steps = run.base, run.sampler.steps
     q = 1.0
     match sampler:
         case PoissonSampler() if sampler.max_batch_size is None:
-            q, count = sampler.sampling_probability, plan.steps
+            q, count = sampler.sampling_probability, steps
         case CyclicPoissonSampler():
-            q, count = sampler.sampling_probability, math.ceil(plan.steps / sampler.cycle_length)
+            q, count = sampler.sampling_probability, math.ceil(steps / sampler.cycle_length)
         case ShuffleSampler():
             epoch = sampler.num_examples // sampler.batch_size
-            times = plan.steps / epoch if sampler.reshuffle else plan.steps * sampler.batch_size / sampler.num_examples
+            times = steps / epoch if sampler.reshuffle else steps * sampler.batch_size / sampler.num_examples
             count = math.ceil(times)
         case _:
             return 0.0
-    scale, shift = plan.noise_multiplier * noise.radius, noise.radius - 1
-    if shift < 1 or plan.adjacency == "replace_one":
+    scale, shift = run.mechanism.noise_multiplier * noise.radius, noise.radius - 1
+    if shift < 1 or run.adjacency == "replace_one":
         return 0.0
     return accounting.attained_discrete_gaussian(scale, shift, float(q), count, delta, upper)

@@ -1,48 +1,34 @@
 """`PrivacyPlan`: sampling, clipping, noise and neighbours, and the arithmetic that binds them."""
 
 import dataclasses
-import math
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .. import accounting
-from .._checks import at_least_zero, choice, instance, integer, nonempty_text, positive_int, probability
+from .._checks import choice, instance, integer, probability
 from .._rounding_up import rounded_up
 from .._types import RealScalarLike
-from ..accounting import AccountantName, Adjacency, TradeOffCurve
-from ..clipping import AbstractClipping, NoClipping, as_clipping
+from ..accounting import AccountantName, Adjacency
+from ..clipping import AbstractClipping, as_clipping
+from ..mechanism import Mechanism
 from ..metrics import AbstractMetric, check_metric, check_metrics
-from ..noise import (
-    AbstractIntegerNoise,
-    AbstractNoise,
-    check_integer_noise,
-    check_joint_noise,
-    check_noise,
-    queries_per_event,
-)
-from ..private_gradient import PrivateGradient, Stated, stated_of
-from ..private_sum import PrivateSum
+from ..noise import AbstractNoise, check_noise
+from ..private_gradient import PrivateGradient, PrivateSum, Stated, stated_of
 from ..random import fresh_seed
 from ..sampling import AbstractSampler, check_seed, gather_batches
-from . import _bracket, _report, _search
-
-if TYPE_CHECKING:
-    from dp_accounting import DpEvent
-
-_MSG_UNCALIBRATED = (
-    "This plan has no noise multiplier yet, so nothing can be said about its privacy. Give the noise one, or call "
-    "`plan = plan.calibrate(epsilon=..., delta=...)`."
-)
+from . import _search
+from ._compatible import check_accountable, mechanism_of, protected_unit
+from ._facts import Facts, as_data, facts_of, milestones, versions
+from ._plot import check_matplotlib, plot
+from ._questions import AbstractQuestions
+from ._statement import NOT_PRIVATE, statement
 
 
-class PrivacyPlan(eqx.Module):
+class PrivacyPlan(AbstractQuestions):
     r"""How a run samples, clips and adds noise, and who its neighbours are: all that its privacy depends on.
 
     ```python
@@ -90,209 +76,23 @@ class PrivacyPlan(eqx.Module):
         instance("PrivacyPlan(sampler=...)", sampler, AbstractSampler, "PoissonSampler(60_000, 256, 5_000)")
         clipping = as_clipping("PrivacyPlan(clipping=...)", clipping)
         check_noise("PrivacyPlan(noise=...)", noise)
-        accounting.check_adjacency(adjacency, "PrivacyPlan")
+        adjacency = self.adjacency = accounting.check_adjacency(adjacency, "PrivacyPlan")
         accounting.check_accountant(accountant, "replace_special", "PrivacyPlan")
         metrics = check_metrics("PrivacyPlan(metrics=...)", metrics)
-        check_integer_noise(clipping, noise)
-        if isinstance(noise, AbstractIntegerNoise):
-            if adjacency == "replace_one":
-                raise ValueError(
-                    f"Nobody can account for `{type(noise).__name__}` under `adjacency='replace_one'`. Use 'add_or_remove_one' or "
-                    "'replace_special', or `IndependentGaussian`."
-                )
-            if accountant != "rdp" and not isinstance(clipping, NoClipping):
-                raise ValueError(
-                    f"`{type(noise).__name__}` in many dimensions has no privacy loss distribution: give `PrivacyPlan(..., accountant='rdp')`."
-                )
-        if (
-            "add_or_remove_one" in sampler.adjacencies
-        ):  # which events hold under replacement too, Rényi accounting decides itself
-            accounting.check_accountant(accountant, adjacency)
-        else:
-            accounting.check_accountant(accountant, "replace_special")
-        if adjacency not in sampler.adjacencies:
-            reason = "the batches of everybody depend on how many examples there are, so none can be added or removed"
-            if adjacency == "replace_one":
-                reason = "what dominates it is known only for an example that is there or contributes nothing"
-            raise ValueError(
-                f"`{type(sampler).__name__}` needs `adjacency` to be one of {', '.join(map(repr, sampler.adjacencies))}: {reason}; got {adjacency!r}."
-            )
-        if clipping.order != noise.order:
-            raise ValueError(
-                f"`{type(noise).__name__}` needs clipping in the l{noise.order} norm; `{type(clipping).__name__}` bounds the "
-                f"l{clipping.order} norm. Use `FlatClipping(norm, order={noise.order})`."
-            )
-        if noise.horizon is not None and noise.horizon != sampler.steps:
-            raise ValueError(
-                f"The noise was made for {noise.horizon} steps and the sampler for {sampler.steps}; they must agree."
-            )
+        mechanism = mechanism_of(sampler, clipping, noise, metrics)
+        check_accountable(sampler, mechanism, adjacency, accountant)
+        self.unit = protected_unit(sampler, unit)
+        mechanism.check_budget()
         self.sampler = sampler
         self.clipping = clipping
         self.noise = noise
-        self.adjacency = adjacency  # pyright: ignore[reportAttributeAccessIssue]
-        unit = sampler.unit if unit is None else nonempty_text("PrivacyPlan(unit=...)", unit)
-        if sampler.unit != "example" and unit != sampler.unit:
-            raise ValueError(
-                f"`{type(sampler).__name__}` draws {sampler.unit}s, so `PrivacyPlan(unit=...)` must be {sampler.unit!r}; got {unit!r}."
-            )
         self.metrics = metrics
-        if self.metrics and noise.order != 2:
-            raise ValueError(
-                f"Metrics add Gaussian noise, which cannot be accounted for together with `{type(noise).__name__}`. Use Gaussian noise for both."
-            )
-        self.unit = unit
         self.accountant = accountant  # pyright: ignore[reportAttributeAccessIssue]
-        check_joint_noise(clipping, noise, sampler.steps, sampler.participation_per_event)
 
     @property
-    def is_calibrated(self) -> bool:
-        """Whether the noise multiplier is known, so that there is something to account for."""
-        return self.noise.noise_multiplier is not None or isinstance(self.clipping, NoClipping)
-
-    @property
-    def steps(self) -> int:
-        """Number of steps that the budget covers."""
-        return self.sampler.steps
-
-    @property
-    def noise_multiplier(self) -> float:
-        """Ratio of the noise's standard deviation to the sensitivity, as the float32 that it is used as; 0 if not private."""
-        if isinstance(self.clipping, NoClipping):
-            return 0.0
-        if self.noise.noise_multiplier is None:
-            raise ValueError(_MSG_UNCALIBRATED)
-        return float(self.noise.noise_multiplier)
-
-    @property
-    def event(self) -> "DpEvent":
-        """The DP event of the whole run, derived from the parts."""
-        return self._event(self.steps)
-
-    def event_after(self, steps: Any) -> "DpEvent":
-        """The DP event of the first `steps` steps."""
-        return self._event(self._first(positive_int("PrivacyPlan.event_after(steps=...)", steps)))
-
-    def epsilon(self, delta: RealScalarLike, steps: Any = None) -> float:
-        r"""The $\varepsilon$ that the run has at `delta`, or that its first `steps` steps have spent.
-
-        `delta=0` asks for pure differential privacy, which plans with Laplace noise have.
-
-        **Raises:** `ValueError` if delta is not in [0, 1), or 0 where there is no pure
-        differential privacy, the plan is not calibrated, or nobody can account for it. Warns if delta is
-        at least one over the number of examples, where publishing a random row would meet the definition.
-        """
-        delta = accounting.check_delta("PrivacyPlan.epsilon(delta=...)", delta)
-        self._warn_about(delta)
-        if steps is not None and integer("PrivacyPlan.epsilon(steps=...)", steps) == 0:
-            return 0.0
-        event = self._event(self._first(steps))
-        if isinstance(self.clipping, NoClipping):
-            return math.inf
-        return accounting.epsilon(event, delta, adjacency=self.adjacency, accountant=self.accountant)
-
-    def delta(self, epsilon: RealScalarLike, steps: Any = None) -> float:
-        r"""The $\delta$ that the run, or its first `steps` steps, has at `epsilon`."""
-        epsilon = at_least_zero("PrivacyPlan.delta(epsilon=...)", epsilon)
-        if isinstance(self.clipping, NoClipping):
-            return 1.0
-        return accounting.delta(
-            self._event(self._first(steps)),
-            epsilon,
-            adjacency=self.adjacency,
-            accountant=self.accountant,
-        )
-
-    def epsilon_bracket(self, delta: RealScalarLike) -> tuple[float, float]:
-        r"""A proven lower and a proven upper bound on the least $\varepsilon$ that the run has at `delta` in the worst case.
-
-        The upper one is `epsilon(delta)`. The lower one is what some attacker reaches who picks neighbouring data sets, the loss and all
-        gradients, and knows what the plan counts as no secret: the order of a `ShuffleSampler`, the groups of a `CyclicPoissonSampler`. How
-        far apart the two are says how much of epsilon may be the accounting's fault.
-
-        | plan | apart |
-        |---|---|
-        | `ShuffleSampler` or no sampling, Gaussian noise | rounding; with correlated noise as far as its sensitivity is not reached |
-        | `PoissonSampler`, `CyclicPoissonSampler` with Gaussian or Laplace noise; `RandomAllocationSampler` | less than 1 % |
-        | `BallsInBinsSampler`, independent noise, whole cycles | less than 1 % |
-        | `BallsInBinsSampler` otherwise, `MinSepSampler`, `FixedSizeSampler`, `max_batch_size` | more: see the docs on accounting |
-        | `DiscreteGaussian`, `accountant="rdp"` | as far as Rényi accounting is loose |
-        | samplers and noise that are not dpx's own | the lower bound is 0 |
-
-        !!! success "Guarantee"
-
-            For the mechanism with exactly the plan's parameters, `lower <= least epsilon <= upper`. What runs has a little more noise (the scale is
-            rounded up by $2^{-22}$) and slightly shorter contributions. The lower bound of `MinSepSampler` is from samples, and too large
-            with probability 1e-8. A clipping of your own is taken to reach its sensitivity.
-
-        **Raises:** as `epsilon` does, and `ArithmeticError` if the bounds contradict each other, which would be a fault of dpx.
-        """
-        delta = probability("PrivacyPlan.epsilon_bracket(delta=...)", delta)
-        upper = self.epsilon(delta)
-        if isinstance(self.clipping, NoClipping):
-            return math.inf, upper
-        lower = _bracket.lower_epsilon(self, delta, upper)
-        return accounting.check_bracket(lower, upper, self.event, delta, self.adjacency)
-
-    def epsilon_by_adjacency(self, delta: RealScalarLike) -> dict[str, float]:
-        r"""$\varepsilon$ of the same run for each notion of neighbours that can be accounted for. The same noise hides less where more may
-        change."""
-        found = {}
-        for adjacency in self.sampler.adjacencies:
-            try:
-                found[adjacency] = dataclasses.replace(self, adjacency=adjacency).epsilon(delta)
-            except ValueError:
-                continue  # nobody can account for it
-        return found
-
-    def trade_off(self) -> TradeOffCurve:
-        """What any attacker who knows all but one unit can reach: error rates and advantage. Uses privacy loss distributions, or
-        Rényi accounting for noise that has none."""
-        event = self._event(self.steps)
-        if isinstance(self.clipping, NoClipping):
-            return TradeOffCurve((0.0,), (1.0,))
-        if isinstance(self.noise, AbstractIntegerNoise):
-            top = accounting.epsilon(event, 1e-9, adjacency=self.adjacency, accountant="rdp")
-        else:
-            top = accounting.rough_epsilon(event, 1e-9, self.adjacency)
-        epsilons = _search.trade_off_epsilons(top)
-        by = "rdp" if isinstance(self.noise, AbstractIntegerNoise) else "pld"
-        deltas = accounting.deltas(event, epsilons, self.adjacency, by)
-        return TradeOffCurve(tuple(epsilons.tolist()), tuple(deltas.tolist()))
-
-    def error(self, workload: Any = "prefix", kind: str = "mean") -> float:
-        r"""Root-mean-square error, per coordinate, that the noise brings into sums of the normalised gradients.
-
-        **Arguments:**
-
-        - `workload`: `"prefix"` (sums of all gradients so far, which plain SGD follows), or another that
-            `dpx.strategies.AbstractStrategy.error` takes, such as `dpx.strategies.momentum_workload` gives.
-        - `kind`: the `"mean"` over steps or the `"max"`.
-
-        **Returns:**
-
-        The error in units of a gradient: of two plans with the same clip norm and budget, the one with the smaller error trains better, as
-        a rule, and with a learning rate that is tuned for it: its single steps may be the noisier ones (`step_error`).
-        """
-        factor = self.noise.error(self.steps, self.sampler.participation_per_event, workload, kind)
-        return self.noise_multiplier * float(self.clipping.sensitivity) * factor / self.sampler.batch_size
-
-    def step_error(self) -> float:
-        r"""Root-mean-square noise, per coordinate, in ONE normalised gradient, over the steps of the run.
-
-        What an optimiser sees that looks at single gradients: Adam's second moment, a learning rate that is as large as one step bears. Noise that
-        cancels in sums (`error`) is larger in each step, so that a learning rate tuned for independent noise is too large for it.
-
-        **Returns:** the noise's standard deviation in units of a gradient; 0 if the run is not private.
-        """
-        if isinstance(self.clipping, NoClipping):
-            return 0.0
-        if self.noise.noise_multiplier is None:
-            raise ValueError(_MSG_UNCALIBRATED)
-        scale = jnp.asarray(_report.noise_scale(self), jnp.float32)
-        variances = jax.vmap(lambda t: jnp.broadcast_to(self.noise.variance(scale, self.steps, t), ()))(
-            jnp.arange(self.steps)
-        )
-        return math.sqrt(float(jnp.mean(variances))) / self.sampler.batch_size
+    def mechanism(self) -> Mechanism:
+        """Clipping, noise and metrics in the plan's steps: all arithmetic of theirs is there."""
+        return mechanism_of(self.sampler, self.clipping, self.noise, self.metrics)
 
     def calibrate(
         self,
@@ -322,44 +122,44 @@ class PrivacyPlan(eqx.Module):
         **Raises:** `ValueError` if no value meets the budget.
         """
         choice("PrivacyPlan.calibrate(parameter=...)", parameter, ("noise_multiplier", "steps", "batch_size"))
-        target = self._target(epsilon, delta, advantage, true_positive_rate, false_positive_rate)
-        if isinstance(self.clipping, NoClipping):
+        target = _search.target_of(
+            epsilon,
+            delta,
+            advantage,
+            true_positive_rate,
+            false_positive_rate,
+            adjacency=self.adjacency,
+            accountant=self.accountant,
+            num_examples=self.sampler.num_examples,
+        )
+        if delta is not None:
+            self._warn_about(accounting.check_delta("PrivacyPlan.calibrate(delta=...)", delta))
+        if not self.mechanism.is_private:
             raise ValueError(
                 "`NoClipping` bounds no contribution, so no noise meets a finite epsilon. Use `FlatClipping(norm)`."
             )
         if parameter == "noise_multiplier":
-            plan = _search.least_noise(self, target)
-            check_joint_noise(plan.clipping, plan.noise, plan.steps, plan.sampler.participation_per_event)
-            return plan
-        if not self.is_calibrated:
-            raise ValueError(f"`calibrate(parameter={parameter!r})` needs a noise multiplier; this plan has none.")
-        plan = _search.largest(self, parameter, target)
-        check_joint_noise(plan.clipping, plan.noise, plan.steps, plan.sampler.participation_per_event)
+            mechanism = self.mechanism
+            candidate = lambda multiplier: self._candidate(noise=mechanism.with_noise_multiplier(multiplier).noise)
+            plan = _search.least_noise(candidate, target)
+        else:
+            if not self.is_calibrated:
+                raise ValueError(f"`calibrate(parameter={parameter!r})` needs a noise multiplier; this plan has none.")
+            resized = lambda sampler: self._candidate(sampler=sampler)
+            plan = _search.largest(resized, target, parameter, self.sampler, self.noise_multiplier)
+        plan.mechanism.check_budget()
         return plan
 
-    def _target(
-        self, epsilon: Any, delta: Any, advantage: Any, true_positive_rate: Any, false_positive_rate: Any
-    ) -> "_search.Target":
-        is_epsilon, is_advantage = epsilon is not None, advantage is not None
-        is_rate = true_positive_rate is not None or false_positive_rate is not None
-        if is_epsilon + is_advantage + is_rate != 1:
-            raise ValueError(
-                "`PrivacyPlan.calibrate` takes one budget: `epsilon=` with `delta=`, or `advantage=`, or `true_positive_rate=` with "
-                "`false_positive_rate=`."
-            )
-        if is_epsilon:
-            if delta is None:
-                raise ValueError(
-                    f"`PrivacyPlan.calibrate(epsilon={epsilon})` needs a `delta=` too, well below 1 / num_examples = "
-                    f"{1 / self.sampler.num_examples:g}."
-                )
-            self._warn_about(accounting.check_delta("PrivacyPlan.calibrate(delta=...)", delta))
-            return _search.epsilon_target(self, epsilon, delta)
-        if delta is not None:
-            raise ValueError("`delta=` goes with `epsilon=`; an attack's advantage or rates need none.")
-        if is_rate and (true_positive_rate is None or false_positive_rate is None):
-            raise ValueError("`true_positive_rate=` and `false_positive_rate=` go together.")
-        return _search.attack_target(advantage, true_positive_rate, false_positive_rate)
+    def _candidate(self, **changes: Any) -> "PrivacyPlan":
+        """A plan on the way to an answer, which need not be one that could run: private counts may cost more than its noise allows."""
+        candidate = object.__new__(type(self))
+        for field in dataclasses.fields(self):
+            object.__setattr__(candidate, field.name, changes.get(field.name, getattr(self, field.name)))
+        return candidate
+
+    def with_noise_multiplier(self, noise_multiplier: RealScalarLike) -> "PrivacyPlan":
+        """The same plan with another noise multiplier."""
+        return dataclasses.replace(self, noise=self.mechanism.with_noise_multiplier(noise_multiplier).noise)
 
     def with_metrics(self, **metrics: Any) -> "PrivacyPlan":
         """The same plan that also releases private statistics of every batch, and accounts for them.
@@ -392,8 +192,7 @@ class PrivacyPlan(eqx.Module):
         - `loss`: the loss of one example.
         - `options`: `method`, `filter_spec`, `has_aux`, `within_user`, as for `PrivateGradient`.
         """
-        if not self.is_calibrated:
-            raise ValueError(_MSG_UNCALIBRATED)
+        self.mechanism.check_calibrated()
         own = {"normalizer", "steps", "participation", "unit", "metrics", "stated", "physical_batch_size"}
         fixed = own & set(options)
         if fixed:
@@ -420,7 +219,7 @@ class PrivacyPlan(eqx.Module):
 
     def _expected_size(self) -> int | None:
         # of a batch without a mask; nothing rests on the batches of a run that is not private
-        return None if isinstance(self.clipping, NoClipping) else self.sampler.physical_batch_size
+        return self.sampler.physical_batch_size if self.mechanism.is_private else None
 
     def private_sum(self, fn: Callable[..., Any], *, microbatch_size: Any = None) -> PrivateSum:
         """The `PrivateSum` of `fn(model, *example)` that this plan accounts for: of model updates, or whatever else one example or user gives.
@@ -430,8 +229,7 @@ class PrivacyPlan(eqx.Module):
         - `fn`: as for `PrivateSum`. With `unit="user"` its arguments are a user's examples, stacked.
         - `microbatch_size`: how many are computed at once.
         """
-        if not self.is_calibrated:
-            raise ValueError(_MSG_UNCALIBRATED)
+        self.mechanism.check_calibrated()
         if self.metrics:
             raise ValueError(
                 "`PrivacyPlan.private_sum` releases no metrics, and this plan pays for some. Leave them out of the plan."
@@ -482,12 +280,16 @@ class PrivacyPlan(eqx.Module):
         - `in_clip_norms`: state the noise in units of the clip norm, where that is not chosen yet: privacy does not depend on it.
         """
         delta = probability("PrivacyPlan.statement(delta=...)", delta)
-        return _report.statement(self, delta, in_clip_norms)
+        facts = self._facts(delta, 0, in_clip_norms=in_clip_norms)
+        return NOT_PRIVATE if facts is None else statement(facts)
 
     def report(self, delta: RealScalarLike, *, in_clip_norms: bool = False) -> dict[str, Any]:
         """What the statement says, the event, curves and versions, as JSON-serialisable data; arguments as for `statement`."""
         delta = probability("PrivacyPlan.report(delta=...)", delta)
-        return _report.report(self, delta, in_clip_norms)
+        facts = self._facts(delta, 8, in_clip_norms=in_clip_norms)
+        if facts is None:
+            return {"is_private": False, "statement": NOT_PRIVATE, "versions": versions()}
+        return {**as_data(facts), "statement": statement(facts), "versions": facts.versions}
 
     def plot(self, path: Any, delta: RealScalarLike) -> Path:
         """Writes the trade-off curve, epsilon over steps and delta against epsilon as one figure.
@@ -500,53 +302,29 @@ class PrivacyPlan(eqx.Module):
         **Returns:** the path. Needs matplotlib (`pip install matplotlib`).
         """
         delta = probability("PrivacyPlan.plot(delta=...)", delta)
-        if isinstance(self.clipping, NoClipping):
+        if not self.mechanism.is_private:
             raise ValueError("A plan with `NoClipping` has no privacy to plot. Use `FlatClipping(norm)`.")
-        return _report.plot(self, path, delta)
+        check_matplotlib()
+        facts = self._facts(delta, 20, crowded=True)
+        assert facts is not None
+        return plot(facts, path)
 
-    def _event(self, steps: int) -> "DpEvent":
-        if isinstance(self.clipping, NoClipping):
-            from dp_accounting import NonPrivateDpEvent
-
-            return NonPrivateDpEvent()
-        # the clipping's own queries are covered by the stated multiplier; metrics come on top
-        times = queries_per_event(self.noise, self.steps, self.sampler.participation_per_event)
-        costs = [times * float(metric.noise_multiplier) ** -2 for metric in self.metrics.values()]
-        multiplier = self.noise_multiplier
-        if costs:
-            multiplier = (multiplier**-2 + sum(costs)) ** -0.5
-        noise: Any = self.noise
-        strategy = getattr(noise, "strategy", None)
-        event = self.sampler.event(self.noise.event(multiplier), self.noise.bands, steps, strategy)
-        if self.noise.bands != 1 and (costs or self.clipping.side_noise_multipliers):
-            # those of a banded matrix and of single steps are not one Gaussian mechanism if who takes part is drawn
-            sides = [float(side) ** -2 for side in self.clipping.side_noise_multipliers]
-            rest = self.noise_multiplier**-2 - sum(sides)
-            own = (
-                rest**-0.5 if sides and rest > 0 else self.noise_multiplier
-            )  # nothing left: no plan, but a step of a search
-            event = accounting.with_side_queries(event, own, sum(sides) + sum(costs))
-        return event
-
-    def _first(self, steps: Any) -> int:
-        if steps is None:
-            return self.steps
-        steps = positive_int("PrivacyPlan.epsilon(steps=...)", steps)
-        if steps > self.steps:
-            raise ValueError(
-                f"`steps` = {steps} is past the plan's end, {self.steps}: there are no such steps to account for."
-            )
-        return steps
-
-    def _warn_about(self, delta: float) -> None:
-        if delta * self.sampler.num_examples >= 1:
-            warnings.warn(
-                f"delta = {delta:g} is at least 1 / num_examples = {1 / self.sampler.num_examples:g}: publishing one {self.unit} picked at random "
-                "would meet such a guarantee. Choose delta well below.",
-                stacklevel=3,
-            )
-
-    def with_noise_multiplier(self, noise_multiplier: RealScalarLike) -> "PrivacyPlan":
-        """The same plan with another noise multiplier."""
-        noise: Any = self.noise
-        return dataclasses.replace(self, noise=dataclasses.replace(noise, noise_multiplier=noise_multiplier))
+    def _facts(self, delta: float, number: int, *, crowded: bool = False, in_clip_norms: bool = False) -> Facts | None:
+        """What the plan knows of itself, with epsilon after so many numbers of steps; None if it is not private."""
+        if not self.mechanism.is_private:
+            return None
+        epsilon, event = self.epsilon(delta), self.event
+        steps = milestones(event, self.steps, number, crowded) if number else []
+        return facts_of(
+            self.sampler,
+            self.mechanism,
+            epsilon=epsilon,
+            delta=delta,
+            adjacency=self.adjacency,
+            unit=self.unit,
+            accountant=self.accountant,
+            event=event,
+            curve=self.trade_off(),
+            epsilon_after_steps=tuple((n, self.epsilon(delta, n)) for n in steps),
+            in_clip_norms=in_clip_norms,
+        )

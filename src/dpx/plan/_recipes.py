@@ -142,7 +142,8 @@ def dp_mf(
             f"`dp_mf(amplified=True)` needs a banded strategy; `{type(strategy).__name__}` is not. Use `bands=`, or `amplified=False`."
         )
     if amplified:
-        sampler = CyclicPoissonSampler(num_examples, batch_size, steps, strategy.bands)
+        groups: Any = strategy.bands
+        sampler = CyclicPoissonSampler(num_examples, batch_size, steps, groups)
     else:
         sampler = ShuffleSampler(num_examples, batch_size, steps)
     if adjacency is None:

@@ -1,23 +1,19 @@
-"""Finding the noise multiplier, the number of steps or the batch size with which a plan just keeps its budget."""
+"""Finding the noise multiplier, the number of steps or the batch size with which a budget is just kept. Knows no plan: candidates are given."""
 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any, Generic, TypeVar
 
 from .. import accounting
 from .._checks import positive_float, probability, real_number
-from ..sampling import UserSampler
+from ..sampling import AbstractSampler, UserSampler
 
-if TYPE_CHECKING:
-    from ._plan import PrivacyPlan
-
-    Measure = Callable[["PrivacyPlan"], float]
+# What is tried: anything that has an `event`, `delta(epsilon)` and `trade_off()`. No protocol, which would be asked for each of them at run time.
+P = TypeVar("P")
 
 
-class Target:
+class Target(Generic[P]):
     r"""What a plan must keep: a measure of its cost that falls with the noise, and a limit.
 
     **Arguments:**
@@ -28,20 +24,59 @@ class Target:
     - `measure`: what is proven.
     """
 
-    def __init__(self, description: str, limit: float, guides: "list[tuple[Measure, float]]", measure: "Measure"):
+    def __init__(
+        self,
+        description: str,
+        limit: float,
+        guides: list[tuple[Callable[[P], float], float]],
+        measure: Callable[[P], float],
+    ):
         self.description, self.limit, self.guides, self.measure = description, limit, guides, measure
 
-    def excess(self, measure: "Measure") -> "Measure":
+    def excess(self, measure: Callable[[P], float]) -> Callable[[P], float]:
         """The logarithm of measure over limit."""
 
-        def of(plan: "PrivacyPlan") -> float:
-            value = measure(plan)
+        def of(candidate: P) -> float:
+            value = measure(candidate)
             return math.log(value / self.limit) if value > 0 else -math.inf
 
         return of
 
 
-def epsilon_target(plan: "PrivacyPlan", epsilon: Any, delta: Any) -> Target:
+def target_of(
+    epsilon: Any,
+    delta: Any,
+    advantage: Any,
+    true_positive_rate: Any,
+    false_positive_rate: Any,
+    *,
+    adjacency: Any,
+    accountant: Any,
+    num_examples: int,
+) -> Target[Any]:
+    """What was asked for: epsilon at delta, or a bound on every attack. Arguments as for `PrivacyPlan.calibrate`."""
+    is_epsilon, is_advantage = epsilon is not None, advantage is not None
+    is_rate = true_positive_rate is not None or false_positive_rate is not None
+    if is_epsilon + is_advantage + is_rate != 1:
+        raise ValueError(
+            "`PrivacyPlan.calibrate` takes one budget: `epsilon=` with `delta=`, or `advantage=`, or `true_positive_rate=` with "
+            "`false_positive_rate=`."
+        )
+    if is_epsilon:
+        if delta is None:
+            raise ValueError(
+                f"`PrivacyPlan.calibrate(epsilon={epsilon})` needs a `delta=` too, well below 1 / num_examples = "
+                f"{1 / num_examples:g}."
+            )
+        return epsilon_target(epsilon, delta, adjacency, accountant)
+    if delta is not None:
+        raise ValueError("`delta=` goes with `epsilon=`; an attack's advantage or rates need none.")
+    if is_rate and (true_positive_rate is None or false_positive_rate is None):
+        raise ValueError("`true_positive_rate=` and `false_positive_rate=` go together.")
+    return attack_target(adjacency, advantage, true_positive_rate, false_positive_rate)
+
+
+def epsilon_target(epsilon: Any, delta: Any, adjacency: Any, accountant: Any) -> Target[Any]:
     """Keep epsilon at delta."""
     if real_number("PrivacyPlan.calibrate(epsilon=...)", epsilon) == math.inf:
         raise ValueError(
@@ -49,26 +84,26 @@ def epsilon_target(plan: "PrivacyPlan", epsilon: Any, delta: Any) -> Target:
         )
     epsilon = positive_float("PrivacyPlan.calibrate(epsilon=...)", epsilon)
     delta = accounting.check_delta("PrivacyPlan.calibrate(delta=...)", delta)
-    options: Any = {"adjacency": plan.adjacency, "accountant": plan.accountant}
-    exact = lambda plan: accounting.epsilon(plan.event, delta, **options)
-    if plan.accountant == "rdp" and delta > 0 and epsilon <= 1.01 * accounting.least_renyi_epsilon(delta):
+    options: Any = {"adjacency": adjacency, "accountant": accountant}
+    exact = lambda candidate: accounting.epsilon(candidate.event, delta, **options)
+    if accountant == "rdp" and delta > 0 and epsilon <= 1.01 * accounting.least_renyi_epsilon(delta):
         raise ValueError(
             f"`accountant='rdp'` has no useful answer for epsilon {epsilon:g} at delta {delta:g}: its orders are finite, and what they say of no "
             f"loss at all is epsilon {accounting.least_renyi_epsilon(delta):.3g}. Use `accountant='pld'`."
         )
-    rough = accounting.rough_renyi_epsilon if plan.accountant == "rdp" else accounting.rough_epsilon
-    guide = lambda plan: rough(plan.event, delta, plan.adjacency)
+    rough = accounting.rough_renyi_epsilon if accountant == "rdp" else accounting.rough_epsilon
+    guide = lambda candidate: rough(candidate.event, delta, adjacency)
     # the guide lands within a per cent, at a tenth of the price
     return Target(f"epsilon {epsilon:g} at delta {delta:g}", epsilon, [(guide, 5e-3)] if delta > 0 else [], exact)
 
 
-def attack_target(advantage: Any, true_positive_rate: Any, false_positive_rate: Any) -> Target:
+def attack_target(adjacency: Any, advantage: Any, true_positive_rate: Any, false_positive_rate: Any) -> Target[Any]:
     """Keep the advantage of every attack, or its true-positive rate at a false-positive rate."""
-    guess = lambda plan: accounting.rough_distribution(plan.event, plan.adjacency)
+    guess = lambda candidate: accounting.rough_distribution(candidate.event, adjacency)
     if advantage is not None:
         limit = probability("PrivacyPlan.calibrate(advantage=...)", advantage)
-        guide = lambda plan: guess(plan).get_delta(0.0)
-        return Target(f"attack advantage {limit:g}", limit, [(guide, 5e-3)], lambda plan: plan.delta(0.0))
+        guide = lambda candidate: guess(candidate).get_delta(0.0)
+        return Target(f"attack advantage {limit:g}", limit, [(guide, 5e-3)], lambda candidate: candidate.delta(0.0))
     limit = probability("PrivacyPlan.calibrate(true_positive_rate=...)", true_positive_rate)
     rate = probability("PrivacyPlan.calibrate(false_positive_rate=...)", false_positive_rate)
     if limit <= rate:
@@ -76,21 +111,20 @@ def attack_target(advantage: Any, true_positive_rate: Any, false_positive_rate: 
             f"`PrivacyPlan.calibrate(true_positive_rate={limit:g}, false_positive_rate={rate:g})`: who guesses has equal rates, so no noise brings "
             "the first down to that. Ask for a larger one."
         )
-    measure = lambda plan: float(plan.trade_off().true_positive_rate(rate))
+    measure = lambda candidate: float(candidate.trade_off().true_positive_rate(rate))
     return Target(f"true-positive rate {limit:g} at false-positive rate {rate:g}", limit, [(measure, 1e-2)], measure)
 
 
-def least_noise(plan: "PrivacyPlan", target: Target) -> "PrivacyPlan":
-    """The plan with the least noise multiplier that meets the target, within a relative 2e-5."""
-    seen: dict[float, PrivacyPlan] = {}
+def least_noise(candidate: Callable[[float], P], target: Target[P]) -> P:
+    """The candidate with the least noise multiplier that meets the target, within a relative 2e-5."""
+    seen: dict[float, P] = {}
 
-    def at(measure: "Measure") -> Callable[[float], float]:
+    def at(measure: Callable[[P], float]) -> Callable[[float], float]:
         excess = target.excess(measure)
 
         def of(multiplier: float) -> float:
-            candidate = _unchecked(plan, noise=_with_multiplier(plan.noise, multiplier))
-            seen[multiplier] = candidate
-            return excess(candidate)
+            seen[multiplier] = candidate(multiplier)
+            return excess(seen[multiplier])
 
         return of
 
@@ -107,23 +141,29 @@ def least_noise(plan: "PrivacyPlan", target: Target) -> "PrivacyPlan":
     return found
 
 
-def largest(plan: "PrivacyPlan", parameter: str, target: Target) -> "PrivacyPlan":
-    """The plan with the most steps, or the largest batches, that meets the target."""
-    caps = [plan.sampler.num_examples, getattr(plan.sampler, "max_batch_size", None) or math.inf]
+def largest(
+    candidate: Callable[[AbstractSampler], P],
+    target: Target[P],
+    parameter: str,
+    sampler: AbstractSampler,
+    noise_multiplier: float,
+) -> P:
+    """The candidate with the most `"steps"`, or the largest `"batch_size"`, of a sampler, that meets the target."""
+    caps = [sampler.num_examples, getattr(sampler, "max_batch_size", None) or math.inf]
     most = int(min(caps)) if parameter == "batch_size" else 2**24
 
-    def plan_with(number: int) -> "PrivacyPlan":
-        return _unchecked(plan, sampler=_resized(plan.sampler, **{parameter: number}))
+    def of_size(number: int) -> P:
+        return candidate(_resized(sampler, **{parameter: number}))
 
     def whole(x: float) -> int:
         return max(1, min(most, round(1 / x)))
 
-    def of(measure: "Measure") -> Callable[[float], float]:
+    def of(measure: Callable[[P], float]) -> Callable[[float], float]:
         excess = target.excess(measure)
-        return lambda x: excess(plan_with(whole(x)))
+        return lambda x: excess(of_size(whole(x)))
 
     exact = target.excess(target.measure)
-    guess = 1 / getattr(plan.sampler, parameter)
+    guess = 1 / getattr(sampler, parameter)
     bounds = {"largest": 2.0, "smallest": 0.5 / most}
     try:
         for measure, tolerance in target.guides:
@@ -131,29 +171,17 @@ def largest(plan: "PrivacyPlan", parameter: str, target: Target) -> "PrivacyPlan
         guess = accounting.least_feasible(of(target.measure), guess, tolerance=max(1e-4, 1.0 * guess), **bounds)
     except ValueError:
         guess = 1.0  # the searches are guides; the integers decide
-    best = accounting.largest_integer(lambda number: exact(plan_with(number)) <= 0, whole(guess), most)
+    best = accounting.largest_integer(lambda number: exact(of_size(number)) <= 0, whole(guess), most)
     if best == 0:
         raise ValueError(
-            f"Not even {parameter} = 1 keeps {target.description} with noise multiplier {plan.noise_multiplier:g}."
+            f"Not even {parameter} = 1 keeps {target.description} with noise multiplier {noise_multiplier:g}."
         )
     if parameter == "steps" and best == most:
         raise ValueError(
             f"`PrivacyPlan.calibrate(parameter='steps')`: even {most:,} steps, the most that are looked at, keep {target.description}. Use less "
             "noise, or give the number of steps that you need."
         )
-    return plan_with(best)
-
-
-def _with_multiplier(noise: Any, noise_multiplier: float) -> Any:
-    return dataclasses.replace(noise, noise_multiplier=noise_multiplier)
-
-
-def _unchecked(plan: "PrivacyPlan", **changes: Any) -> "PrivacyPlan":
-    """A candidate on the way to an answer, which need not be a plan that could run: private counts may cost more than its noise allows."""
-    candidate = object.__new__(type(plan))
-    for field in dataclasses.fields(plan):
-        object.__setattr__(candidate, field.name, changes.get(field.name, getattr(plan, field.name)))
-    return candidate
+    return of_size(best)
 
 
 def _resized(sampler: Any, **changes: int) -> Any:
@@ -167,8 +195,3 @@ def _resized(sampler: Any, **changes: int) -> Any:
             f"`PrivacyPlan.calibrate(parameter={name!r})` cannot search among all integers with this sampler; try values of your own, or calibrate "
             f"the noise multiplier. {error}"
         ) from None
-
-
-def trade_off_epsilons(top: float) -> np.ndarray:
-    """Where the trade-off curve asks for delta: from 0 to where delta is of no interest."""
-    return np.linspace(0.0, min(top, 50.0), 101)

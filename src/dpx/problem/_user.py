@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, PyTree
 
-from ._loss import PerExample, check_mask, describe
-from ._tree import expand_like, path_str
-from ._types import Params
+from .._tree import expand_like, path_str
+from .._types import Params
+from ._batch import check_mask
+from ._per_example import PerExample
+from ._words import describe
 
 WithinUser = Literal["mean", "sum"]
 

@@ -1,4 +1,4 @@
-"""The scale of the gradient's noise, where the clipping asks private questions of its own."""
+"""How the noise multiplier is shared between the gradient and the private questions that its clipping asks."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ from .._checks import is_traced, usable
 from .._rounding_up import JOINT_UP
 from .._types import Participation
 from ..clipping import AbstractClipping
-from ._base import AbstractIntegerNoise, AbstractNoise
+from ..noise import AbstractNoise
 
 
 def joint_scale(
@@ -43,20 +43,10 @@ def check_joint_noise(
     )
 
 
-def check_integer_noise(clipping: AbstractClipping, noise: AbstractNoise) -> None:
-    """Raises if noise on integers would have to be raised for the clipping's queries: its scale only says what one step of the grid is worth."""
-    if clipping.side_noise_multipliers and isinstance(noise, AbstractIntegerNoise):
-        raise ValueError(
-            f"`{type(noise).__name__}` cannot make room for the private counts of `{type(clipping).__name__}`. Use `IndependentGaussian`, or a clip "
-            "norm that does not adapt."
-        )
-
-
 def _load(
     clipping: AbstractClipping, noise: AbstractNoise, steps: int | None, participation: Participation
 ) -> Float[Array, ""] | None:
     """The part of the privacy budget, as an inverse variance, that the queries take; None if there are none."""
-    check_integer_noise(clipping, noise)
     sides = clipping.side_noise_multipliers
     if not sides or noise.noise_multiplier is None:
         return None
