@@ -137,3 +137,10 @@ def test_sweep_over_clip_norms_is_a_vmap(batch):
 
 def _noise_for(clipping):
     return dpx.IndependentGaussian(1.0) if clipping.order == 2 else dpx.Laplace(1.0)
+
+
+@pytest.mark.parametrize("norm", [1e-12, 1e15])
+def test_the_smallest_and_the_largest_clip_norm_can_be_used(norm):
+    """Rounded up to float32, 1e15 is above 1e15."""
+    for clipping in (dpx.FlatClipping(norm), dpx.GroupClipping({"w": norm}), dpx.NormalizedClipping(norm)):
+        assert norm <= float(clipping.sensitivity) <= norm * (1 + 1e-6)

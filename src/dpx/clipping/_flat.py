@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._checks import choice, described, flag, is_traced, positive_scalar, usable
+from .._checks import choice, described, flag, is_traced, positive_scalar, rounded_up, usable
 from .._types import RealScalarLike
 from ._base import AbstractClipping, AbstractOneGroupClipping
 
@@ -30,7 +30,7 @@ def norm_scalar(call: str, value: RealScalarLike) -> Float[Array, ""]:
 
 def usable_norm(norm: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Clip norms that were changed after they were checked: NaN where they would be refused."""
-    return usable(norm, (norm >= SMALLEST) & (norm <= LARGEST))
+    return usable(norm, (norm >= SMALLEST) & (norm <= rounded_up(LARGEST)))
 
 
 class FlatClipping(AbstractOneGroupClipping):

@@ -305,7 +305,9 @@ def total(term: Term, weights: Float[Array, "2 batch"], keep: Bool[Array, " batc
     def scale(x, axes):
         x = wide(x)
         first, second = (along(x, axes, w.astype(x.dtype)) for w in weights)
-        return jnp.where(along(x, axes, keep), x * first * second, jnp.zeros((), x.dtype))
+        # a weight above one may make infinite what is then multiplied by zero
+        limit = jnp.finfo(x.dtype).max
+        return jnp.where(along(x, axes, keep), jnp.clip(x * first * second, -limit, limit), jnp.zeros((), x.dtype))
 
     if isinstance(term, Outer):
         a, y = drop(term.a, term.a_axes), scale(term.y, term.y_axes)
