@@ -106,9 +106,9 @@ if __name__ == "__main__":
         "TreeAggregation": ours(dpx.CorrelatedGaussian(dpx.TreeAggregation(STEPS), 1.0)),
     }
     if has_peer:
-        rows["jax-privacy Gaussian"] = theirs(streaming_matrix.identity())
+        rows["jax-privacy Gaussian"] = theirs(streaming_matrix.identity())  # pyright: ignore[reportPossiblyUnboundVariable]
         with jax.enable_x64(True):
-            blt = buffered_toeplitz.BufferedToeplitz.build(BUFFERED.decays, BUFFERED.scales)
+            blt = buffered_toeplitz.BufferedToeplitz.build(BUFFERED.decays, BUFFERED.scales)  # pyright: ignore[reportPossiblyUnboundVariable]
             matrix = blt.inverse_as_streaming_matrix()
         rows["jax-privacy BLT, 4 buffers"] = theirs(matrix)
     report("few buffers", rows, "one draw")
@@ -120,6 +120,6 @@ if __name__ == "__main__":
     )
     if has_peer:
         rows["jax-privacy banded, 32"] = theirs(
-            toeplitz.inverse_as_streaming_matrix(jnp.asarray(BANDED.coefficients, jnp.float32))
+            toeplitz.inverse_as_streaming_matrix(jnp.asarray(BANDED.coefficients, jnp.float32))  # pyright: ignore[reportPossiblyUnboundVariable]
         )
     report("32 bands", rows, "a draw + a read of 32", 8)

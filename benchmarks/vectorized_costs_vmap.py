@@ -42,7 +42,7 @@ def step(method):
     )
     state = private_grad.init(model, key=jr.key(1))
     compiled = eqx.filter_jit(lambda model, batch, state: private_grad(model, batch, state)[:2])
-    memory: Any = compiled.lower(model, batch, state).compile().compiled.memory_analysis()
+    memory: Any = compiled.lower(model, batch, state).compile().compiled.memory_analysis()  # pyright: ignore[reportFunctionMemberAccess]
     return (lambda: compiled(model, batch, state)), memory.temp_size_in_bytes
 
 

@@ -423,7 +423,7 @@ def test_the_band_of_samples_holds_at_every_threshold():
         above = (500 - np.cumsum(counts)[:-1]) / 500
         bad += bool(np.any(_monte_carlo._kl_uppers(above, room)[inside] < truth[inside]))
     assert bad <= 6
-    pmf = _monte_carlo.pessimistic(counts, 500, room, 1e-3)
+    pmf = _monte_carlo.pessimistic(counts, 500, room, 1e-3)  # pyright: ignore[reportPossiblyUnboundVariable]
     grid = (np.arange(len(pmf.mass)) + pmf.lowest) * pmf.interval
     tail = lambda x: pmf.infinity + pmf.mass[grid > x].sum()
     assert all(tail(x) >= stats.norm.sf(x, 0.5, 1.0) - 1e-12 for x in np.linspace(-2, 6, 50))

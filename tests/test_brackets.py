@@ -133,7 +133,7 @@ def test_plans_that_are_one_gaussian(seed):
             sampler, count = dpx.PoissonSampler(MILLION, MILLION, steps), steps
         else:
             sampler, count = dpx.ShuffleSampler(MILLION, batch, steps), -(-steps * batch // MILLION)
-        plan = dpx.PrivacyPlan(sampler, FLAT, noise, adjacency=adjacency)
+        plan = dpx.PrivacyPlan(sampler, FLAT, noise, adjacency=adjacency)  # pyright: ignore[reportArgumentType]
         distance = (2 if adjacency == "replace_one" else 1) * math.sqrt(count)
         assert_bracket(plan.epsilon_bracket(delta), gaussian_epsilon(sigma / distance, delta), apart=1e-6)
 

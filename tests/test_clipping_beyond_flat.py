@@ -125,7 +125,7 @@ def test_norms_must_be_a_prefix_of_the_model(model, batch):
 @pytest.mark.parametrize(
     "make, match",
     [
-        (lambda: dpx.GroupClipping([1.0], allocation="best"), "allocation"),
+        (lambda: dpx.GroupClipping([1.0], allocation="best"), "allocation"),  # pyright: ignore[reportArgumentType]
         (lambda: dpx.GroupClipping.per_layer(eqx.nn.Identity(), 1.0), "selects no leaf"),
         (lambda: dpx.NormalizedClipping(0.0), r"NormalizedClipping\(norm=\.\.\.\)"),
         (lambda: dpx.NormalizedClipping(1.0, gamma=-1.0), r"NormalizedClipping\(gamma=\.\.\.\)"),

@@ -74,7 +74,7 @@ def test_noise_never_repeats_past_the_horizon(strategy):
     buffers = noise.init({"w": jnp.zeros(2)})
     for step in range(STEPS + 1):
         out, buffers = noise.step({"w": jnp.zeros(2)}, jnp.ones(()), jr.key(0), jnp.asarray(step), buffers)
-    assert np.isnan(out["w"]).all()
+    assert np.isnan(out["w"]).all()  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ EVERY_KIND = [
 
 
 def ledger_of(*events, adjacency="add_or_remove_one"):
-    ledger = PrivacyLedger(adjacency)
+    ledger = PrivacyLedger(adjacency)  # pyright: ignore[reportArgumentType]
     for event in events:
         ledger = ledger.spend(event)
     return ledger
@@ -116,7 +116,7 @@ def test_other_neighbours_do_not_add_up():
     with pytest.raises(ValueError, match="`unit` is 'user'.*'example'"):
         PrivacyLedger("add_or_remove_one", "user").spend(plan)
     with pytest.raises(ValueError, match="`adjacency` must be one of"):
-        PrivacyLedger("neighbours")
+        PrivacyLedger("neighbours")  # pyright: ignore[reportArgumentType]
     both = ledger_of(SAMPLED).spend(ledger_of(SAMPLED, GAUSSIAN(2.0)), count=2)  # a ledger may be spent, too
     assert both.event == ledger_of(*[SAMPLED] * 3, *[GAUSSIAN(2.0)] * 2).event
 
@@ -130,7 +130,7 @@ def test_what_is_no_event_is_refused(event, message):
         ledger_of(event)
     for count in (0, -1, 1.5):
         with pytest.raises(ValueError, match="count"):
-            ledger_of(SAMPLED).spend(SAMPLED, count=count)
+            ledger_of(SAMPLED).spend(SAMPLED, count=count)  # pyright: ignore[reportArgumentType]
 
 
 def test_guarantee_json_keeps_every_bit():

@@ -110,7 +110,7 @@ def test_what_changes_speed_alone_may_be_changed():
     other = dataclasses.replace(private_grad, method=dpx.Vectorized(2), loss=lambda m, x, y: loss(m, x, y))
     other(MODEL, BATCH, other.init(MODEL))[1].raise_if_failed()
     with pytest.raises(ValueError, match="fixed by the plan"):
-        PLAN.private_gradient(loss, stated=None)
+        PLAN.private_gradient(loss, stated=None)  # pyright: ignore[reportCallIssue]
 
 
 def test_private_sums_keep_to_their_plan():

@@ -126,10 +126,10 @@ def test_metrics_add_to_the_cost_and_are_released_in_the_state(model, batch):
         before = state
         _, state, _ = private_grad(model, batch, state, mask=mask)
     assert state.result == dpx.Result.budget_spent
-    assert eqx.tree_equal(before.metrics, state.metrics)  # past the budget nothing is released
+    assert eqx.tree_equal(before.metrics, state.metrics)  # past the budget nothing is released  # pyright: ignore[reportPossiblyUnboundVariable]
     assert "noise multiplier 4" in watched.statement(1e-3)
     with pytest.raises(ValueError, match="dpx.metrics"):
-        plan.with_metrics(loss="losses")
+        plan.with_metrics(loss="losses")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="private_sum"):
         watched.private_sum(lambda model, x, y: x)
 

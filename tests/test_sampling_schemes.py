@@ -299,7 +299,7 @@ def test_other_than_gaussian_noise_is_refused(cls):
         (lambda: RandomAllocationSampler(100, 10, 40), "2.5, rounded; got 10.*about 4 participations"),
         (lambda: RandomAllocationSampler(100, 10, 4, 5), "Take 5 steps"),
         (lambda: FixedSizeSampler(100, 200, 10), "got 200 of 100"),
-        (lambda: FixedSizeSampler(100, 2.0, 10), "must be an integer"),
+        (lambda: FixedSizeSampler(100, 2.0, 10), "must be an integer"),  # pyright: ignore[reportArgumentType]
         (lambda: MinSepSampler(100, 10, 40, 10), "less than `num_examples / batch_size` = 10"),
         (lambda: MinSepSampler(100, 10, 40, 0), "min_separation"),
         (lambda: MinSepSampler(100, 10, 40, 4, start="hot"), "'warm' or 'cold'; got 'hot'"),

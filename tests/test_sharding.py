@@ -101,7 +101,7 @@ def test_noise_needs_no_collective():
         assert "[3,2]" in text and "[3,4]" not in text  # a device draws its own shard and nothing else
 
         def collectives(function, *arguments):
-            compiled: Any = eqx.filter_jit(function).lower(*arguments).compile().compiled
+            compiled: Any = eqx.filter_jit(function).lower(*arguments).compile().compiled  # pyright: ignore[reportFunctionMemberAccess]
             return len(COLLECTIVES.findall(compiled.as_text()))
 
         with_noise = collectives(step, sharded_model, sharded_batch, state)

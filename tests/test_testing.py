@@ -3,6 +3,8 @@
 # equinox puts fields in the place of abstract variables, which pyright takes for fields of the base
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAssignmentType=false
 
+# pyright: reportIncompatibleMethodOverride=false
+
 import dataclasses
 import subprocess
 import sys

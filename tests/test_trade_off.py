@@ -140,7 +140,7 @@ def test_groups_of_wrong_sizes_or_neighbours():
         (lambda: group_epsilon(plan, 1e-6, (0,)), "at least 1"),
         (lambda: group_epsilon(plan, 0.0), "strictly between"),
         (lambda: group_epsilon(plan, 1e-6, adjacency="replace_one"), "Leave `adjacency` out"),
-        (lambda: group_epsilon("plan", 1e-6), "event of `dp_accounting`"),
+        (lambda: group_epsilon("plan", 1e-6), "event of `dp_accounting`"),  # pyright: ignore[reportArgumentType]
     ):
         with pytest.raises(ValueError, match=message):
             make()

@@ -54,7 +54,7 @@ def test_views_take_a_sequence_axis_not_a_gradient_each():
     private_grad = dpx.PrivateGradient(augmented, CLIP, QUIET, method=dpx.Ghost())
     x, y = jnp.ones((batch, 32)), jnp.ones((batch, 4))
     state = private_grad.init(model, key=jr.key(0))
-    compiled = eqx.filter_jit(lambda m, b, s: private_grad(m, b, s)[0]).lower(model, (x, y), state).compile()
+    compiled = eqx.filter_jit(lambda m, b, s: private_grad(m, b, s)[0]).lower(model, (x, y), state).compile()  # pyright: ignore[reportFunctionMemberAccess]
     held = compiled.compiled.memory_analysis().temp_size_in_bytes  # pyright: ignore[reportAttributeAccessIssue]
     one = 4 * sum(p.size for p in jax.tree.leaves(eqx.filter(model, eqx.is_array)))
     assert held < batch * multiplicity * one / 8
@@ -158,7 +158,7 @@ def test_user_batches_without_a_proper_axis_are_refused():
     with pytest.raises(ValueError, match="boolean"):
         private_grad.clipped_sum(model, (x, y), mask=mask.astype(np.float32))
     with pytest.raises(ValueError, match=r"within_user"):
-        dpx.PrivateGradient(loss, CLIP, QUIET, unit="user", within_user="max")
+        dpx.PrivateGradient(loss, CLIP, QUIET, unit="user", within_user="max")  # pyright: ignore[reportArgumentType]
 
 
 def test_users_that_are_rows_need_no_second_axis_in_the_mask():

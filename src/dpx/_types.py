@@ -1,7 +1,8 @@
 """Shape-typed aliases, shared by every room."""
 
+import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex
 
 import jax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real, Shaped
@@ -9,10 +10,20 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real, Shaped
 RealScalarLike = Real[ArrayLike, ""]
 """A Python, NumPy or JAX scalar: what constructors accept before they store it strictly."""
 
+Adjacency = Literal["add_or_remove_one", "replace_one", "replace_special"]
+"""What neighbouring data sets are; `dpx.accounting.NEIGHBOURS` has them in words."""
+
+# What an editor knows of arguments. At run time they are looked at one by one, where what is wrong is refused by name, with the remedy.
 if TYPE_CHECKING:
     Integer = SupportsIndex
-else:  # what is no integer is refused by name, where it is used
-    Integer = Any
+    Batch = tuple[PyTree, ...]
+    Mask = ArrayLike
+    PRNGKey = Array
+    Path = str | os.PathLike[str]
+    Unit = Literal["example", "user"]
+    Parameter = Literal["noise_multiplier", "steps", "batch_size"]
+else:
+    Integer = Batch = Mask = PRNGKey = Path = Unit = Parameter = Any
 
 Params = PyTree[Array | None]
 """The trainable leaves of a model, `None` elsewhere: `eqx.filter(model, filter_spec)`."""

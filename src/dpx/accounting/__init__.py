@@ -14,6 +14,7 @@ from ._neighbours import (
     NEIGHBOURS as NEIGHBOURS,
     AccountantName as AccountantName,
     Adjacency as Adjacency,
+    Neighbours as Neighbours,
     check_accountant as check_accountant,
     check_adjacency as check_adjacency,
     check_delta as check_delta,

@@ -20,7 +20,7 @@ class Accountable(Protocol):
         ...
 
     @property
-    def adjacency(self) -> str:
+    def adjacency(self) -> Adjacency:
         """What neighbouring data sets are."""
         ...
 

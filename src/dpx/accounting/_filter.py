@@ -3,16 +3,20 @@
 import dataclasses
 import functools
 import math
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import equinox as eqx
 import numpy as np
 
 from .._checks import at_least_zero, choice, nonempty_text, positive_float, positive_int, probability
-from .._types import RealScalarLike
+from .._types import Integer, RealScalarLike
 from ..events import canonical, parts
-from ._neighbours import Adjacency, check_adjacency
+from ._accountable import Accountable
+from ._neighbours import Adjacency, Neighbours, check_adjacency
 from ._renyi import ORDERS, renyi_divergences
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
 
 FilterAccountant = Literal["rdp", "gdp"]
 
@@ -89,12 +93,12 @@ class PrivacyFilter(eqx.Module):
         self,
         epsilon: RealScalarLike,
         delta: RealScalarLike,
-        adjacency: str = "add_or_remove_one",
+        adjacency: Neighbours = "add_or_remove_one",
         *,
         unit: str = "example",
         accountant: str = "rdp",
         hint: Any = None,
-        order: Any = None,
+        order: Integer | None = None,
         spent: RealScalarLike = 0.0,
     ):
         self.epsilon = positive_float("PrivacyFilter(epsilon=...)", epsilon)
@@ -146,7 +150,7 @@ class PrivacyFilter(eqx.Module):
         """How much of the budget is gone, from 0 to 1."""
         return self.spent / self.budget
 
-    def cost(self, event_or_plan: Any) -> float:
+    def cost(self, event_or_plan: "DpEvent | Accountable") -> float:
         """What one such step adds to `spent`. Raises `ValueError` if it is not known, or holds for other neighbours."""
         event = self._event(event_or_plan)
         if self.order is not None:
@@ -163,13 +167,13 @@ class PrivacyFilter(eqx.Module):
             total += n * (sensitivity / e.noise_multiplier) ** 2 if e.noise_multiplier > 0 else math.inf
         return total
 
-    def can_spend(self, event_or_plan: Any, count: Any = 1) -> bool:
+    def can_spend(self, event_or_plan: "DpEvent | Accountable", count: Integer = 1) -> bool:
         """Whether `count` more of these steps fit."""
         count = positive_int("PrivacyFilter.can_spend(count=...)", count)
         ready = self._ready_for(event_or_plan, count)
         return ready.spent + count * ready.cost(event_or_plan) <= ready.budget
 
-    def room_for(self, event_or_plan: Any) -> int:
+    def room_for(self, event_or_plan: "DpEvent | Accountable") -> int:
         """How many more of these steps fit, if nothing else comes and the order stays as it is."""
         cost = self.cost(event_or_plan)
         if cost == 0:
@@ -179,7 +183,7 @@ class PrivacyFilter(eqx.Module):
             count -= 1
         return count
 
-    def spend(self, event_or_plan: Any, count: Any = 1) -> "PrivacyFilter":
+    def spend(self, event_or_plan: "DpEvent | Accountable", count: Integer = 1) -> "PrivacyFilter":
         """The filter after these steps: go on with it, and run them only now.
 
         **Raises:** `RuntimeError` if they do not fit, in which case they must not run. `ValueError` if their cost is not known.
@@ -196,7 +200,7 @@ class PrivacyFilter(eqx.Module):
             )
         return dataclasses.replace(ready, spent=ready.spent + cost)
 
-    def _ready_for(self, event_or_plan: Any, count: int) -> "PrivacyFilter":
+    def _ready_for(self, event_or_plan: "DpEvent | Accountable", count: int) -> "PrivacyFilter":
         """This filter, or before the first step the same at another order, if nobody chose one and only another has room for these."""
         if not self.is_order_open or count * self.cost(event_or_plan) <= self.budget:
             return self

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,9 +10,13 @@ from .._checks import positive_int, probability
 from .._types import RealScalarLike
 from ..events import Parts, canonical, composed, parts
 from ..sampling import PoissonSampler
+from ._accountable import Accountable
 from ._neighbours import Adjacency, check_adjacency
 from ._questions import delta as delta_of, epsilon as epsilon_of
 from .losses._distribution import LossDistribution, nothing
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
 
 # groups of which every number that may take part is looked at, and how many entries a matrix of them and the losses may have
 _LARGEST_MIXTURE, _MOST_ENTRIES = 4096, 2**26
@@ -55,7 +59,7 @@ def first_feasible(excess: Callable[[float], float], start: float, largest: floa
 
 
 def group_epsilon(
-    event_or_plan: Any,
+    event_or_plan: "DpEvent | Accountable",
     delta: RealScalarLike,
     sizes: Iterable[Any] = (1, 2, 4, 8),
     *,
@@ -142,7 +146,7 @@ def _one_size(event: Any, pairs: Parts, delta: float, size: int, adjacency: Adja
     return float(min(bounds))
 
 
-def _units(event_or_plan: Any, pairs: Parts) -> int | None:
+def _units(event_or_plan: "DpEvent | Accountable", pairs: Parts) -> int | None:
     """How many units there are, where the plan or an event says so."""
     known = [getattr(getattr(event_or_plan, "sampler", None), "num_examples", None)]
     known += [
@@ -196,7 +200,7 @@ def _converted(event: Any, delta: float, size: int, adjacency: Adjacency) -> flo
     return size * first_feasible(excess, start, 500.0 / size) if math.isfinite(start) else math.inf
 
 
-def _samples_afresh(event_or_plan: Any) -> bool:
+def _samples_afresh(event_or_plan: "DpEvent | Accountable") -> bool:
     """Whether every member is sampled by itself at every step, as a bare event says; a plan's event may stand for less.
 
     Groups that take turns, for one, are accounted for as one sampled mechanism a turn; that bounds what one unit loses, and not a group

@@ -11,10 +11,11 @@ import equinox as eqx
 from .._checks import at_least_zero, described, flag, nonempty_text, positive_int, probability
 from .._files import write_text_atomically
 from .._round import round_epsilon, round_up
-from .._types import RealScalarLike
+from .._types import Integer, RealScalarLike
 from ..events import canonical, composed, parts
+from ._accountable import Accountable
 from ._ledger_json import LedgerEntry, read, written
-from ._neighbours import NEIGHBOURS, AccountantName, Adjacency, check_accountant, check_adjacency
+from ._neighbours import NEIGHBOURS, AccountantName, Adjacency, Neighbours, check_accountant, check_adjacency
 from ._questions import delta, epsilon
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class PrivacyLedger(eqx.Module):
 
     def __init__(
         self,
-        adjacency: str,
+        adjacency: Neighbours,
         unit: str = "example",
         entries: tuple[LedgerEntry, ...] = (),
         *,
@@ -98,11 +99,11 @@ class PrivacyLedger(eqx.Module):
 
     def spend(
         self,
-        event_or_plan: Any,
-        count: Any = 1,
+        event_or_plan: "DpEvent | Accountable",
+        count: Integer = 1,
         label: str | None = None,
         *,
-        steps: Any = None,
+        steps: Integer | None = None,
         part: str | None = None,
     ) -> "PrivacyLedger":
         """The ledger after one more release.
@@ -121,8 +122,8 @@ class PrivacyLedger(eqx.Module):
         count = positive_int("PrivacyLedger.spend(count=...)", count)
         label = None if label is None else nonempty_text("PrivacyLedger.spend(label=...)", label)
         self._check_part(part)
-        event = event_or_plan
-        if hasattr(event_or_plan, "adjacency"):
+        event: Any = event_or_plan
+        if hasattr(event, "adjacency"):
             for name in ("adjacency", "unit"):
                 theirs, ours = getattr(event_or_plan, name, None), getattr(self, name)
                 if theirs != ours:
@@ -130,7 +131,7 @@ class PrivacyLedger(eqx.Module):
                         f"`PrivacyLedger.spend(...)`: the ledger's `{name}` is {ours!r} and that of what is spent {theirs!r}. Guarantees about "
                         "different neighbours do not add up; keep one ledger for each."
                     )
-            event = event_or_plan.event if steps is None else _first_steps(event_or_plan, steps)
+            event = event.event if steps is None else _first_steps(event, steps)
         elif steps is not None:
             _first_steps(event_or_plan, steps)
         event = canonical(event)

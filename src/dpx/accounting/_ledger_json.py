@@ -26,7 +26,7 @@ class LedgerEntry(NamedTuple):
     """
 
     event: "DpEvent"
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     label: str | None
     part: str | None = None
 
@@ -51,7 +51,7 @@ def written(adjacency: str, unit: str, entries: tuple[LedgerEntry, ...], fixed_p
     return json.dumps(record, indent=2, allow_nan=False)
 
 
-def read(text: str) -> tuple[str, str, tuple[LedgerEntry, ...], bool]:
+def read(text: str) -> tuple[Any, str, tuple[LedgerEntry, ...], bool]:
     """The adjacency, unit, entries and `fixed_parts` of the ledger that `written` wrote. Raises `ValueError`, saying what is wrong."""
     try:
         record = json.loads(text)

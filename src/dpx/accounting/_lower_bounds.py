@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._checks import probability
 from ..events import canonical, composed, parts, uncoupled
-from ._neighbours import AccountantName, Adjacency, check_adjacency
+from ._neighbours import AccountantName, Adjacency, Neighbours, check_adjacency
 from ._questions import epsilon as upper_epsilon
 from ._rules import rule_of
 from .losses._optimistic import lower_epsilon, rough_epsilon
@@ -26,7 +26,7 @@ def epsilon_bracket(
     event: "DpEvent",
     delta: float,
     *,
-    adjacency: Adjacency = "add_or_remove_one",
+    adjacency: Neighbours = "add_or_remove_one",
     accountant: AccountantName = "pld",
 ) -> tuple[float, float]:
     r"""A lower and an upper bound on the least $\varepsilon$ at which a mechanism of that event is $(\varepsilon, \delta)$-DP in the worst case.
@@ -72,7 +72,7 @@ def epsilon_bracket(
     )
 
 
-def check_bracket(lower: float, upper: float, event: Any, delta: float, adjacency: str) -> tuple[float, float]:
+def check_bracket(lower: float, upper: float, event: Any, delta: float, adjacency: Neighbours) -> tuple[float, float]:
     """Both, if they are a bracket."""
     if not lower <= upper:
         raise ArithmeticError(
@@ -82,7 +82,7 @@ def check_bracket(lower: float, upper: float, event: Any, delta: float, adjacenc
 
 
 def attained_epsilon(
-    event: "DpEvent", delta: float, *, adjacency: Adjacency = "add_or_remove_one", upper: float = math.inf
+    event: "DpEvent", delta: float, *, adjacency: Neighbours = "add_or_remove_one", upper: float = math.inf
 ) -> float:
     r"""An $\varepsilon$ below which the worst mechanism of that event is not $(\varepsilon, \delta)$-DP: the lower end of `epsilon_bracket`.
 

@@ -1,12 +1,18 @@
 """Who is protected, by whose account: the names of adjacencies and accountants, and the checks of what is asked about."""
 
 import enum
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .._checks import described, probability, real_number
+from .._types import Adjacency as Adjacency
 
-Adjacency = Literal["add_or_remove_one", "replace_one", "replace_special"]
 AccountantName = Literal["pld", "rdp"]
+if TYPE_CHECKING:
+    from dp_accounting import NeighboringRelation
+
+    Neighbours = Adjacency | NeighboringRelation
+else:
+    Neighbours = Any
 NEIGHBOURS = {
     "add_or_remove_one": "one {unit} is added to or removed from the data",
     "replace_one": "one {unit} is replaced by any other",

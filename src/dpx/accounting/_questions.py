@@ -16,7 +16,7 @@ import numpy as np
 from .._checks import at_least_zero
 from ..events import composed, parts, reduced
 from ._composition import distribution_of, guess, pure_epsilon
-from ._neighbours import AccountantName, Adjacency, check_accountant, check_adjacency, check_delta
+from ._neighbours import AccountantName, Adjacency, Neighbours, check_accountant, check_adjacency, check_delta
 from ._renyi import renyi_curve
 from ._rules import is_monte_carlo
 from .losses._connect import gaussian_profile
@@ -122,7 +122,7 @@ def epsilon(
     event: "DpEvent",
     delta: float,
     *,
-    adjacency: Adjacency = "add_or_remove_one",
+    adjacency: Neighbours = "add_or_remove_one",
     accountant: AccountantName = "pld",
     interval: float | None = None,
 ) -> float:
@@ -188,7 +188,7 @@ def delta(
     event: "DpEvent",
     epsilon: float,
     *,
-    adjacency: Adjacency = "add_or_remove_one",
+    adjacency: Neighbours = "add_or_remove_one",
     accountant: AccountantName = "pld",
 ) -> float:
     r"""An upper bound on the $\delta$ at which `event` is $(\varepsilon, \delta)$-DP.

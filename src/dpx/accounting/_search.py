@@ -2,23 +2,26 @@
 
 import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._checks import at_least_zero, positive_int, probability, real_number
-from .._types import RealScalarLike
+from .._types import Integer, RealScalarLike
 from ..events import canonical
 from ..random import Domain, check_seed, fresh_seed, generator
-from ._accountable import Release
+from ._accountable import Accountable, Release
 from ._group_privacy import event_and_adjacency
 from ._neighbours import Adjacency
 from ._questions import delta as delta_of, epsilon as epsilon_of
 
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
 _SHAPES = {"logarithmic": 0.0, "geometric": 1.0, "poisson": math.inf}
 
 
-def search_event(event_or_plan: Any, mean_runs: RealScalarLike, shape: Any = "logarithmic") -> Any:
+def search_event(event_or_plan: "DpEvent | Accountable", mean_runs: RealScalarLike, shape: Any = "logarithmic") -> Any:
     """The DP event of publishing the best of `number_of_runs(mean_runs, shape)` runs, for a ledger or filter. Rényi accounting knows it.
 
     Arguments as for `search_epsilon`.
@@ -31,15 +34,16 @@ def search_event(event_or_plan: Any, mean_runs: RealScalarLike, shape: Any = "lo
     import dp_accounting as da
 
     mean, shape = _distribution(mean_runs, shape)
-    has_neighbours = hasattr(event_or_plan, "adjacency")
-    event = canonical(event_or_plan.event if has_neighbours else event_or_plan)
+    asked: Any = event_or_plan
+    has_neighbours = hasattr(asked, "adjacency")
+    event = canonical(asked.event if has_neighbours else asked)
     if mean > 1 or math.isinf(shape):  # else exactly one run
         event = da.dp_event.RepeatAndSelectDpEvent(event, mean, shape)
-    return Release(event, event_or_plan.adjacency, event_or_plan.unit) if has_neighbours else event
+    return Release(event, asked.adjacency, asked.unit) if has_neighbours else event
 
 
 def search_epsilon(
-    event_or_plan: Any,
+    event_or_plan: "DpEvent | Accountable",
     delta: RealScalarLike,
     mean_runs: RealScalarLike,
     shape: Any = "logarithmic",
@@ -109,7 +113,7 @@ def search_epsilon(
 
 
 def fixed_search_epsilon(
-    event_or_plan: Any, delta: RealScalarLike, runs: Any, *, adjacency: str | None = None
+    event_or_plan: "DpEvent | Accountable", delta: RealScalarLike, runs: Integer, *, adjacency: str | None = None
 ) -> float:
     r"""$\varepsilon$ of a FIXED number of runs, all of which may be published: plain composition.
 
@@ -154,7 +158,7 @@ def number_of_runs(mean_runs: RealScalarLike, shape: Any = "logarithmic", *, see
     return count
 
 
-def _distribution(mean_runs: Any, shape: Any) -> tuple[float, float]:
+def _distribution(mean_runs: RealScalarLike, shape: Any) -> tuple[float, float]:
     mean = real_number("mean_runs", mean_runs)
     if not (math.isfinite(mean) and mean >= 1):
         raise ValueError(f"`mean_runs` must be at least 1; got {mean}.")

@@ -9,6 +9,7 @@ import typer
 
 from .._files import write_text_atomically
 from .._round import round_epsilon, round_up
+from ..accounting import AccountantName, Adjacency
 from ..clipping import FlatClipping
 from ..noise import AbstractNoise, CorrelatedGaussian, IndependentGaussian
 from ..plan import PrivacyPlan, dp_mf, dp_sgd
@@ -46,8 +47,8 @@ class Options(NamedTuple):
     steps: int
     sampling: str
     bands: int
-    adjacency: str | None
-    accountant: str
+    adjacency: Adjacency | None
+    accountant: AccountantName
     max_batch_size: int | None
     clip_norm: float | None = None
 
@@ -67,7 +68,7 @@ def plan_of(options: Options, noise_multiplier: float | None) -> PrivacyPlan:
     )
 
 
-def _usual_adjacency(sampler: AbstractSampler) -> str:
+def _usual_adjacency(sampler: AbstractSampler) -> Adjacency:
     return "add_or_remove_one" if "add_or_remove_one" in sampler.adjacencies else "replace_special"
 
 
@@ -104,7 +105,8 @@ def calibrate(
         delta = wanted.get("delta")
     if not wanted:
         raise ValueError("A budget is needed: --epsilon with --delta, --advantage, or --tpr with --fpr.")
-    plan = plan_of(options, noise_multiplier).calibrate(**wanted, parameter=solve.replace("-", "_"))
+    parameter: Any = solve.replace("-", "_")
+    plan = plan_of(options, noise_multiplier).calibrate(**wanted, parameter=parameter)
     found = _summary(plan, delta)
     found["solved_for"] = solve
     found["budget"] = wanted

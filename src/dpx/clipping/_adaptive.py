@@ -1,6 +1,6 @@
 """A clip norm that follows a quantile of the gradients' norms."""
 
-from typing import Any
+from typing import TypedDict, Unpack
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -26,7 +26,15 @@ class AdaptiveClippingState(eqx.Module):
     norms: Float[Array, " groups"]
 
 
-class AdaptiveClipping(AbstractClipping):
+class AdaptiveOptions(TypedDict, total=False):
+    """What `AdaptiveClipping.per_layer` passes on."""
+
+    quantile: RealScalarLike
+    learning_rate: RealScalarLike
+    count_noise_multiplier: RealScalarLike
+
+
+class AdaptiveClipping(AbstractClipping[AdaptiveClippingState]):
     r"""Flat clipping at $C_t$, which is steered to a quantile of the norms by a private count.
 
     Each step adds up $b_i - \frac12$, where $b_i$ tells whether $\|g_i\| \le C_t$, adds noise of standard deviation $\sigma_b$ and divides by
@@ -78,14 +86,24 @@ class AdaptiveClipping(AbstractClipping):
 
     @classmethod
     def per_layer(
-        cls, model: PyTree, norm: RealScalarLike, *, filter_spec: PyTree = eqx.is_inexact_array, **options: Any
+        cls,
+        model: PyTree,
+        norm: RealScalarLike,
+        *,
+        filter_spec: PyTree = eqx.is_inexact_array,
+        **options: Unpack[AdaptiveOptions],
     ) -> "AdaptiveClipping":
         """A clip norm for each module that holds parameters, the total `norm` to begin with; see `GroupClipping.per_layer`."""
         return cls(split_norm("AdaptiveClipping.per_layer", model, norm, filter_spec, layer), **options)
 
     @classmethod
     def per_block(
-        cls, model: PyTree, norm: RealScalarLike, *, filter_spec: PyTree = eqx.is_inexact_array, **options: Any
+        cls,
+        model: PyTree,
+        norm: RealScalarLike,
+        *,
+        filter_spec: PyTree = eqx.is_inexact_array,
+        **options: Unpack[AdaptiveOptions],
     ) -> "AdaptiveClipping":
         """A clip norm for each block, the total `norm` to begin with; see `GroupClipping.per_block`."""
         return cls(split_norm("AdaptiveClipping.per_block", model, norm, filter_spec, block), **options)

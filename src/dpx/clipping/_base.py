@@ -1,7 +1,7 @@
 """The interface of clipping: how much one example may contribute to the sum."""
 
 import abc
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import equinox as eqx
 import jax
@@ -12,7 +12,7 @@ from .._types import Params
 State = TypeVar("State")
 
 
-class AbstractClipping(eqx.Module):
+class AbstractClipping(eqx.Module, Generic[State]):
     r"""Bounds the contribution of one example.
 
     Parameters are partitioned into groups. From the norms $\|g_{i,k}\|$ of example $i$'s gradient in each group $k$ come factors
@@ -63,7 +63,7 @@ class AbstractClipping(eqx.Module):
         """The state after a step; what it learns from the norms is made private here, with noise from `key`."""
 
 
-class AbstractStatelessClipping(AbstractClipping):
+class AbstractStatelessClipping(AbstractClipping[PyTree]):
     """Clipping that learns nothing from one step to the next."""
 
     @property

@@ -1,6 +1,6 @@
 """One clip norm for each group of parameters."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, TypedDict, Unpack, get_args
 
 import equinox as eqx
 import jax
@@ -17,7 +17,14 @@ from ._grouping import Grouping, block, layer, parse_norms, split_norm, total_no
 Allocation = Literal["global", "equal", "optimal"]
 
 
-class GroupClipping(AbstractClipping):
+class GroupOptions(TypedDict, total=False):
+    """What `GroupClipping.per_layer` passes on."""
+
+    unit_norm: bool
+    allocation: Allocation
+
+
+class GroupClipping(AbstractClipping[PyTree]):
     r"""Clips each group of parameters on its own: $g_k \min(1, C_k / \|g_k\|)$ in group $k$.
 
     ```python
@@ -54,7 +61,7 @@ class GroupClipping(AbstractClipping):
     allocation: Allocation = eqx.field(static=True)
     order: int = eqx.field(static=True)
 
-    def __init__(self, norms: PyTree, unit_norm: bool = False, allocation: str = "global"):
+    def __init__(self, norms: PyTree, unit_norm: bool = False, allocation: Allocation = "global"):
         values, self.grouping = parse_norms("GroupClipping(norms=...)", norms)
         self.norms = jnp.stack(values)
         self.unit_norm = flag("GroupClipping(unit_norm=...)", unit_norm)
@@ -63,7 +70,12 @@ class GroupClipping(AbstractClipping):
 
     @classmethod
     def per_layer(
-        cls, model: PyTree, norm: RealScalarLike, *, filter_spec: PyTree = eqx.is_inexact_array, **options: Any
+        cls,
+        model: PyTree,
+        norm: RealScalarLike,
+        *,
+        filter_spec: PyTree = eqx.is_inexact_array,
+        **options: Unpack[GroupOptions],
     ) -> "GroupClipping":
         r"""One group for each module that holds parameters, a total `norm` split into $K$ equal norms $C / \sqrt K$.
 
@@ -80,7 +92,12 @@ class GroupClipping(AbstractClipping):
 
     @classmethod
     def per_block(
-        cls, model: PyTree, norm: RealScalarLike, *, filter_spec: PyTree = eqx.is_inexact_array, **options: Any
+        cls,
+        model: PyTree,
+        norm: RealScalarLike,
+        *,
+        filter_spec: PyTree = eqx.is_inexact_array,
+        **options: Unpack[GroupOptions],
     ) -> "GroupClipping":
         """The same with one group for each element of the outermost lists, such as `.blocks[3]`, and each other field of the model."""
         return cls(split_norm("GroupClipping.per_block", model, norm, filter_spec, block), **options)

@@ -1,7 +1,5 @@
 """`vmap` of the gradient: the reference that every other method is compared with."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,7 @@ from jaxtyping import Array, Bool
 from .._checks import positive_int
 from .._norms import at_most, grouped_norms, norms_of, settle
 from .._tree import leaf_paths, weighted, weighted_sum
-from .._types import Examples, FactorsFromNorms, Params, PerExampleLoss, Quantise
+from .._types import Examples, FactorsFromNorms, Integer, Params, PerExampleLoss, Quantise
 from ._base import AbstractGradientMethod, ClippedSum, LeafPlan, clip_weights
 from ._microbatch import in_microbatches
 
@@ -29,7 +27,7 @@ class Vectorized(AbstractGradientMethod):
 
     microbatch_size: int | None = eqx.field(static=True)
 
-    def __init__(self, microbatch_size: Any = None):
+    def __init__(self, microbatch_size: Integer | None = None):
         name = "Vectorized(microbatch_size=...)"
         self.microbatch_size = None if microbatch_size is None else positive_int(name, microbatch_size)
 

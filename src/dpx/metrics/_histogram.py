@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import described, real_array
+from .._types import RealScalarLike
 from ._base import AbstractQuery, Values, check_multiplier, check_values
 
 
@@ -33,7 +34,7 @@ class Histogram(AbstractQuery):
     noise_multiplier: Float[Array, ""]
     values: Values = eqx.field(static=True)
 
-    def __init__(self, values: Any, edges: Any, noise_multiplier: Any = None):
+    def __init__(self, values: Any, edges: Any, noise_multiplier: RealScalarLike | None = None):
         numbers = real_array("metrics.Histogram(edges=...)", edges, "a sequence of numbers")
         with np.errstate(over="ignore"):  # what overflows is not finite, which is refused
             numbers = numbers.astype(np.float32)

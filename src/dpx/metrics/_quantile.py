@@ -73,7 +73,7 @@ class Quantile(AbstractMetric):
         quantile: RealScalarLike,
         low: RealScalarLike,
         high: RealScalarLike,
-        noise_multiplier: Any = None,
+        noise_multiplier: RealScalarLike | None = None,
     ):
         self.values = check_values("Quantile", values)
         self.quantile = probability_scalar("metrics.Quantile(quantile=...)", quantile)

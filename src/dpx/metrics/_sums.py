@@ -40,7 +40,9 @@ class Mean(AbstractQuery):
     noise_multiplier: Float[Array, ""]
     values: Values = eqx.field(static=True)
 
-    def __init__(self, values: Any, low: RealScalarLike, high: RealScalarLike, noise_multiplier: Any = None):
+    def __init__(
+        self, values: Any, low: RealScalarLike, high: RealScalarLike, noise_multiplier: RealScalarLike | None = None
+    ):
         self.values = check_values("Mean", values)
         self.low, self.high = check_range("Mean", low, high)
         self.noise_multiplier = check_multiplier("Mean", noise_multiplier)
@@ -77,7 +79,9 @@ class Sum(AbstractQuery):
     noise_multiplier: Float[Array, ""]
     values: Values = eqx.field(static=True)
 
-    def __init__(self, values: Any, low: RealScalarLike, high: RealScalarLike, noise_multiplier: Any = None):
+    def __init__(
+        self, values: Any, low: RealScalarLike, high: RealScalarLike, noise_multiplier: RealScalarLike | None = None
+    ):
         self.values = check_values("Sum", values)
         self.low, self.high = check_range("Sum", low, high)
         self.noise_multiplier = check_multiplier("Sum", noise_multiplier)
@@ -115,7 +119,7 @@ class Count(AbstractQuery):
     noise_multiplier: Float[Array, ""]
     values: Values = eqx.field(static=True)
 
-    def __init__(self, values: Any = None, noise_multiplier: Any = None):
+    def __init__(self, values: Any = None, noise_multiplier: RealScalarLike | None = None):
         self.values = check_values("Count", values)
         self.noise_multiplier = check_multiplier("Count", noise_multiplier)
 
@@ -156,7 +160,7 @@ class Dropped(AbstractQuery):
     values: Values = eqx.field(static=True)
     takes_all: ClassVar[bool] = True
 
-    def __init__(self, noise_multiplier: Any = None):
+    def __init__(self, noise_multiplier: RealScalarLike | None = None):
         self.values = "norms"
         self.noise_multiplier = check_multiplier("Dropped", noise_multiplier)
 

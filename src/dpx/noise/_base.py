@@ -1,7 +1,7 @@
 """The interface of noise: what is added to a clipped sum."""
 
 import abc
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import equinox as eqx
 import numpy as np
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Buffers = TypeVar("Buffers")
 
 
-class AbstractNoise(eqx.Module):
+class AbstractNoise(eqx.Module, Generic[Buffers]):
     r"""Makes a clipped sum private.
 
     The noise multiplier $\sigma$ is the ratio of standard deviation to sensitivity, and the only number that accounting knows.

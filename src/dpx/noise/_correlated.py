@@ -35,7 +35,7 @@ def _row_powers(strategy: AbstractStrategy, steps: int) -> np.ndarray:
     return powers[: changes[-1] + 2 if changes.size else 1]
 
 
-class CorrelatedGaussian(AbstractNoise):
+class CorrelatedGaussian(AbstractNoise[PyTree]):
     r"""Adds $\sigma\, C\, \text{sens}\, (S^{-1} z)_t$ at step $t$, for a strategy matrix $S$ and independent $z_t \sim N(0, I)$.
 
     $C$ is the clip norm and sens the strategy's sensitivity in the run, so that all steps together are one Gaussian mechanism of noise

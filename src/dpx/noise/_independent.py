@@ -19,7 +19,7 @@ MSG_UNCALIBRATED = (
 )
 
 
-class AbstractIndependentNoise(AbstractNoise):
+class AbstractIndependentNoise(AbstractNoise[PyTree]):
     """Noise without memory: steps compose in the accountant, and nothing is kept from one to the next."""
 
     unit_variance: eqx.AbstractClassVar[float]

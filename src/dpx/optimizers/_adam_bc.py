@@ -22,7 +22,7 @@ _MSG_NO_VARIANCE = (
 class ScaleByAdamBCState(NamedTuple):
     """Moving averages of `scale_by_adam_bc`: of gradients, of their squares, and of the noise variance of each leaf."""
 
-    count: Int[Array, ""]
+    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
     mu: PyTree
     nu: PyTree
     phi: PyTree

@@ -3,21 +3,24 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import equinox as eqx
 import numpy as np
+from jaxtyping import PyTree
 
 from .. import accounting
 from .._checks import choice, instance, integer, probability
 from .._rounding_up import rounded_up
-from .._types import RealScalarLike
-from ..accounting import AccountantName, Adjacency
+from .._types import Batch, Integer, Parameter, RealScalarLike
+from ..accounting import AccountantName, Adjacency, Neighbours
 from ..clipping import AbstractClipping, as_clipping
+from ..gradients import AbstractGradientMethod
 from ..mechanism import Mechanism
 from ..metrics import AbstractMetric, check_metric, check_metrics
 from ..noise import AbstractNoise, check_noise
 from ..private_gradient import PrivateGradient, PrivateSum, Stated, stated_of
+from ..problem import WithinUser
 from ..random import fresh_seed
 from ..sampling import AbstractSampler, check_seed, gather_batches
 from . import _search
@@ -26,6 +29,15 @@ from ._facts import Facts, as_data, facts_of, milestones, versions
 from ._plot import check_matplotlib, plot
 from ._questions import AbstractQuestions
 from ._statement import NOT_PRIVATE, statement
+
+
+class SpeedOptions(TypedDict, total=False):
+    """What a private gradient is told beside its plan: nothing that its privacy depends on."""
+
+    method: AbstractGradientMethod
+    filter_spec: PyTree
+    has_aux: bool
+    within_user: WithinUser
 
 
 class PrivacyPlan(AbstractQuestions):
@@ -68,9 +80,9 @@ class PrivacyPlan(AbstractQuestions):
         clipping: AbstractClipping | RealScalarLike,
         noise: AbstractNoise,
         *,
-        adjacency: str = "add_or_remove_one",
+        adjacency: Neighbours = "add_or_remove_one",
         unit: str | None = None,
-        accountant: str = "pld",
+        accountant: AccountantName = "pld",
         metrics: dict[str, Any] | None = None,
     ):
         instance("PrivacyPlan(sampler=...)", sampler, AbstractSampler, "PoissonSampler(60_000, 256, 5_000)")
@@ -98,7 +110,7 @@ class PrivacyPlan(AbstractQuestions):
         self,
         epsilon: RealScalarLike | None = None,
         delta: RealScalarLike | None = None,
-        parameter: str = "noise_multiplier",
+        parameter: Parameter = "noise_multiplier",
         *,
         advantage: RealScalarLike | None = None,
         true_positive_rate: RealScalarLike | None = None,
@@ -161,7 +173,7 @@ class PrivacyPlan(AbstractQuestions):
         """The same plan with another noise multiplier."""
         return dataclasses.replace(self, noise=self.mechanism.with_noise_multiplier(noise_multiplier).noise)
 
-    def with_metrics(self, **metrics: Any) -> "PrivacyPlan":
+    def with_metrics(self, **metrics: AbstractMetric) -> "PrivacyPlan":
         """The same plan that also releases private statistics of every batch, and accounts for them.
 
         ```python
@@ -180,7 +192,7 @@ class PrivacyPlan(AbstractQuestions):
             check_metric(f"PrivacyPlan.with_metrics({name}=...)", metric)
         return dataclasses.replace(self, metrics={**self.metrics, **metrics})
 
-    def private_gradient(self, loss: Callable[..., Any], **options: Any) -> PrivateGradient:
+    def private_gradient(self, loss: Callable[..., Any], **options: Unpack[SpeedOptions]) -> PrivateGradient:
         """The `PrivateGradient` that this plan accounts for, which refuses to run for more steps than the plan has.
 
         The plan pays for ONE run: one state from `init`, one pass over `batches` with one seed. A second run needs a plan of its own, and both
@@ -221,7 +233,7 @@ class PrivacyPlan(AbstractQuestions):
         # of a batch without a mask; nothing rests on the batches of a run that is not private
         return self.sampler.physical_batch_size if self.mechanism.is_private else None
 
-    def private_sum(self, fn: Callable[..., Any], *, microbatch_size: Any = None) -> PrivateSum:
+    def private_sum(self, fn: Callable[..., Any], *, microbatch_size: Integer | None = None) -> PrivateSum:
         """The `PrivateSum` of `fn(model, *example)` that this plan accounts for: of model updates, or whatever else one example or user gives.
 
         **Arguments:**
@@ -247,7 +259,9 @@ class PrivacyPlan(AbstractQuestions):
             physical_batch_size=self._expected_size(),
         )
 
-    def batches(self, data: Any, *, seed: Any, start: int = 0) -> Iterator[tuple[Any, np.ndarray]]:
+    def batches(
+        self, data: Batch, *, seed: Integer | None, start: Integer = 0
+    ) -> Iterator[tuple[tuple[PyTree, ...], np.ndarray]]:
         """The run's batches from step `start` on: `(batch, mask)`, padded to one physical size so that a run compiles once.
 
         **Arguments:**

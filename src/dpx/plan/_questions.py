@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import accounting
 from .._checks import at_least_zero, integer, positive_int, probability
-from .._types import RealScalarLike
+from .._types import Integer, RealScalarLike
 from ..accounting import AccountantName, Adjacency, TradeOffCurve
 from ..mechanism import Mechanism
 from ..sampling import AbstractSampler
@@ -57,11 +57,11 @@ class AbstractQuestions(eqx.Module):
         """The DP event of the whole run, derived from the parts."""
         return self._event(self.steps)
 
-    def event_after(self, steps: Any) -> "DpEvent":
+    def event_after(self, steps: Integer) -> "DpEvent":
         """The DP event of the first `steps` steps."""
         return self._event(self._first(positive_int("PrivacyPlan.event_after(steps=...)", steps)))
 
-    def epsilon(self, delta: RealScalarLike, steps: Any = None) -> float:
+    def epsilon(self, delta: RealScalarLike, steps: Integer | None = None) -> float:
         r"""The $\varepsilon$ that the run has at `delta`, or that its first `steps` steps have spent.
 
         `delta=0` asks for pure differential privacy, which plans with Laplace noise have.
@@ -79,7 +79,7 @@ class AbstractQuestions(eqx.Module):
             return math.inf
         return accounting.epsilon(event, delta, adjacency=self.adjacency, accountant=self.accountant)
 
-    def delta(self, epsilon: RealScalarLike, steps: Any = None) -> float:
+    def delta(self, epsilon: RealScalarLike, steps: Integer | None = None) -> float:
         r"""The $\delta$ that the run, or its first `steps` steps, has at `epsilon`."""
         epsilon = at_least_zero("PrivacyPlan.delta(epsilon=...)", epsilon)
         if not self.mechanism.is_private:
@@ -186,7 +186,7 @@ class AbstractQuestions(eqx.Module):
         mechanism = self.mechanism
         return with_side_queries(mechanism.event(steps, self.sampler.event), mechanism)
 
-    def _first(self, steps: Any) -> int:
+    def _first(self, steps: Integer | None) -> int:
         if steps is None:
             return self.steps
         steps = positive_int("PrivacyPlan.epsilon(steps=...)", steps)

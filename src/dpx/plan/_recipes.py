@@ -17,8 +17,8 @@ from .._checks import (
     probability,
     real_number,
 )
-from .._types import RealScalarLike
-from ..accounting import check_accountant, check_adjacency
+from .._types import Integer, RealScalarLike
+from ..accounting import AccountantName, Neighbours, check_accountant, check_adjacency
 from ..clipping import AbstractClipping, FlatClipping, as_clipping
 from ..noise import AbstractNoise, CorrelatedGaussian, IndependentGaussian
 from ..sampling import AbstractSampler, CyclicPoissonSampler, PoissonSampler, ShuffleSampler
@@ -27,19 +27,19 @@ from ._plan import PrivacyPlan
 
 
 def dp_sgd(
-    num_examples: Any,
-    batch_size: Any,
-    steps: Any = None,
+    num_examples: Integer,
+    batch_size: Integer,
+    steps: Integer | None = None,
     *,
     epochs: RealScalarLike | None = None,
     epsilon: RealScalarLike | None = None,
     delta: RealScalarLike | None = None,
     noise_multiplier: RealScalarLike | None = None,
     clipping: AbstractClipping | RealScalarLike | None = None,
-    max_batch_size: Any = None,
-    adjacency: str = "add_or_remove_one",
+    max_batch_size: Integer | None = None,
+    adjacency: Neighbours = "add_or_remove_one",
     unit: str | None = None,
-    accountant: str = "pld",
+    accountant: AccountantName = "pld",
 ) -> PrivacyPlan:
     r"""The plan of DP-SGD: Poisson sampling, clipping, independent Gaussian noise.
 
@@ -75,22 +75,22 @@ def dp_sgd(
 
 
 def dp_mf(
-    num_examples: Any,
-    batch_size: Any,
-    steps: Any = None,
+    num_examples: Integer,
+    batch_size: Integer,
+    steps: Integer | None = None,
     *,
     epochs: RealScalarLike | None = None,
     strategy: AbstractStrategy | None = None,
-    bands: Any = None,
+    bands: Integer | None = None,
     amplified: bool | None = None,
     replay: bool = False,
     epsilon: RealScalarLike | None = None,
     delta: RealScalarLike | None = None,
     noise_multiplier: RealScalarLike | None = None,
     clipping: AbstractClipping | RealScalarLike | None = None,
-    adjacency: str | None = None,
+    adjacency: Neighbours | None = None,
     unit: str | None = None,
-    accountant: str = "pld",
+    accountant: AccountantName = "pld",
 ) -> PrivacyPlan:
     r"""The plan of DP-FTRL by matrix factorization: clipping, and Gaussian noise that is correlated between steps.
 
@@ -120,8 +120,7 @@ def dp_mf(
     steps = _steps("dp_mf", num_examples, batch_size, steps, epochs)
     replay = flag("dp_mf(replay=...)", replay)
     _check("dp_mf", noise_multiplier, adjacency, unit, accountant)
-    if bands is not None:
-        positive_int("dp_mf(bands=...)", bands)
+    width = None if bands is None else positive_int("dp_mf(bands=...)", bands)
     if (strategy is None) == (bands is None):
         raise ValueError(
             "`dp_mf` needs a `strategy=`, or the number of `bands=` of one to optimise; got both or neither."
@@ -131,7 +130,7 @@ def dp_mf(
     if amplified is not None:
         amplified = flag("dp_mf(amplified=...)", amplified)
     if strategy is None:
-        strategy = BandedToeplitz.optimize(steps, bands)
+        strategy = BandedToeplitz.optimize(steps, width)
     if isinstance(strategy, SquareRootToeplitz) and strategy.steps is None:
         strategy = SquareRootToeplitz(steps)  # its buffers are one for each step
     room = operator.index(num_examples) // operator.index(batch_size)
@@ -190,7 +189,7 @@ def _finished(
     return plan.calibrate(epsilon, delta)
 
 
-def _steps(name: str, num_examples: Any, batch_size: Any, steps: Any, epochs: Any) -> int:
+def _steps(name: str, num_examples: Integer, batch_size: Integer, steps: Any, epochs: Any) -> int:
     """Steps as given, or those that so many epochs take."""
     if (steps is None) == (epochs is None):
         raise ValueError(

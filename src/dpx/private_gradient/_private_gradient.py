@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from .._checks import choice, flag, function, instance, positive_int, positive_scalar, usable
 from .._sensitive import Sensitive
 from .._tree import is_finite
-from .._types import Participation, RealScalarLike
+from .._types import Batch, Integer, Mask, Participation, PRNGKey, RealScalarLike, Unit
 from ..clipping import AbstractClipping, as_clipping
 from ..gradients import AbstractGradientMethod, Auto, Check, Explanation, comparison, explanation, unreached_leaves
 from ..mechanism import Mechanism, check_participation
@@ -29,7 +29,7 @@ from ..problem import (
     warn_of_strange_batch,
 )
 from ..random import check_key, fresh_key
-from ._diagnostics import diagnostics_of, measured
+from ._diagnostics import Diagnostics, diagnostics_of, measured
 from ._outcome import are_usable, has_budget, outcome
 from ._state import PrivateGradientState, Result, check_state
 from ._stated import Stated, check_stated
@@ -100,15 +100,15 @@ class PrivateGradient(eqx.Module):
         *,
         normalizer: RealScalarLike = 1.0,
         method: AbstractGradientMethod = Auto(),
-        steps: Any = None,
+        steps: Integer | None = None,
         filter_spec: PyTree = eqx.is_inexact_array,
         has_aux: bool = False,
         participation: Participation | None = None,
-        unit: str = "example",
-        within_user: str = "mean",
+        unit: Unit = "example",
+        within_user: WithinUser = "mean",
         metrics: dict[str, Any] | None = None,
         stated: Stated | None = None,
-        physical_batch_size: Any = None,
+        physical_batch_size: Integer | None = None,
     ):
         self.loss = function("PrivateGradient(loss=...)", loss, "loss(model, *example)")
         clipping = as_clipping("PrivateGradient(clipping=...)", clipping)
@@ -144,7 +144,7 @@ class PrivateGradient(eqx.Module):
         """How far one example, added or removed, can move the clipped sum before noise."""
         return float(self.mechanism.sensitivity)
 
-    def init(self, model: PyTree, *, key: Any = None) -> PrivateGradientState:
+    def init(self, model: PyTree, *, key: PRNGKey | None = None) -> PrivateGradientState:
         """The state before the first step.
 
         **Arguments:**
@@ -202,13 +202,13 @@ class PrivateGradient(eqx.Module):
     def __call__(
         self,
         model: PyTree,
-        batch: Any,
+        batch: Batch,
         state: PrivateGradientState,
         *,
-        mask: Any = None,
-        key: Any = None,
+        mask: Mask | None = None,
+        key: PRNGKey | None = None,
         scaling: PyTree = None,
-    ) -> tuple[PyTree, PrivateGradientState, Sensitive]:
+    ) -> tuple[PyTree, PrivateGradientState, Sensitive[Diagnostics]]:
         """One private step. Compiled on its own, and inlined where the caller compiles.
 
         **Arguments:**
@@ -243,8 +243,8 @@ class PrivateGradient(eqx.Module):
 
     @eqx.filter_jit
     def _step(
-        self, model: PyTree, batch: Any, state: PrivateGradientState, mask: Any, key: Any, scaling: PyTree
-    ) -> tuple[PyTree, PrivateGradientState, Sensitive]:
+        self, model: PyTree, batch: Batch, state: PrivateGradientState, mask: Any, key: Any, scaling: PyTree
+    ) -> tuple[PyTree, PrivateGradientState, Sensitive[Diagnostics]]:
         # clip and sum
         mechanism = self.mechanism
         step_key = lambda domain: jr.fold_in(jr.fold_in(state.key, domain), state.step)
@@ -293,7 +293,9 @@ class PrivateGradient(eqx.Module):
         rest = (self.steps, self.participation, self.unit)
         return check_stated(self.stated, self.clipping, self.noise, self.normalizer, self.metrics, *rest)
 
-    def clipped_sum(self, model: PyTree, batch: Any, *, mask: Any = None, key: Any = None) -> Sensitive:
+    def clipped_sum(
+        self, model: PyTree, batch: Batch, *, mask: Mask | None = None, key: PRNGKey | None = None
+    ) -> Sensitive[PyTree]:
         """The sum of clipped gradients, without noise and not divided: for tests and mechanisms of your own.
 
         **Arguments:** as for a step; a loss that takes `key` needs one here. Stateful clipping is as before its first step.
@@ -304,7 +306,7 @@ class PrivateGradient(eqx.Module):
         return self._clipped_sum(model, batch, mask, key)
 
     @eqx.filter_jit
-    def _clipped_sum(self, model: PyTree, batch: Any, mask: Any, key: Any) -> Sensitive:
+    def _clipped_sum(self, model: PyTree, batch: Batch, mask: Any, key: Any) -> Sensitive[PyTree]:
         problem = self._problem(model, batch, mask, key)
         clipping_state = self.clipping.init(problem.trained)
         out, _ = clipped(problem, self.loss, self.method, self.mechanism, clipping_state)
@@ -312,7 +314,7 @@ class PrivateGradient(eqx.Module):
         total = out.total if rounding is None else rounding.restore(out.total)
         return Sensitive(rescaled(self.clipping, total, clipping_state))
 
-    def explain(self, model: PyTree, batch: Any) -> Explanation:
+    def explain(self, model: PyTree, batch: Batch) -> Explanation:
         """How each parameter is treated: its path, shape, trained or frozen, the gradient rule, its cost and memory.
 
         **Arguments:** `model` and `batch` as for a step; only their shapes matter.
@@ -322,7 +324,7 @@ class PrivateGradient(eqx.Module):
         problem = self._problem(model, batch, None, jr.key(0))
         return explanation(self.method, problem.loss, problem.params, problem.examples, model)
 
-    def unreached(self, model: PyTree, batch: Any) -> tuple[str, ...]:
+    def unreached(self, model: PyTree, batch: Batch) -> tuple[str, ...]:
         """The paths of trained leaves that the loss certainly does not depend on: they get noise at every step, and no gradient.
 
         A step warns of them, once. Leave them out with `filter_spec`.
@@ -332,7 +334,7 @@ class PrivateGradient(eqx.Module):
         problem = self._problem(model, batch, None, jr.key(0))
         return unreached_leaves(problem.loss, problem.params, problem.examples)
 
-    def check(self, model: PyTree, batch: Any, *, key: Any = None) -> Check:
+    def check(self, model: PyTree, batch: Batch, *, key: PRNGKey | None = None) -> Check:
         """Compares the ghost engine with one gradient per example, on your model and your data.
 
         **Arguments:** as for `clipped_sum`. Needs the memory of one gradient per example: a few examples will do.
@@ -344,6 +346,6 @@ class PrivateGradient(eqx.Module):
 
     # Its parts
 
-    def _problem(self, model: PyTree, batch: Any, mask: Any, key: Any, scaling: PyTree = None) -> Problem:
+    def _problem(self, model: PyTree, batch: Batch, mask: Any, key: Any, scaling: PyTree = None) -> Problem:
         options: Any = {"filter_spec": self.filter_spec, "has_aux": self.has_aux, "unit": self.unit}
         return prepare(self.loss, model, batch, mask, key, within_user=self.within_user, scaling=scaling, **options)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from .._checks import check_tuple, choice, function, instance, positive_int, positive_scalar
 from .._sensitive import Sensitive
 from .._tree import is_finite, path_str, wide_dtype
-from .._types import Participation, RealScalarLike
+from .._types import Batch, Integer, Mask, Participation, PRNGKey, RealScalarLike
 from ..clipping import AbstractClipping, as_clipping
 from ..gradients import Vectorized
 from ..mechanism import Mechanism, check_participation
@@ -87,12 +87,12 @@ class PrivateSum(eqx.Module):
         noise: AbstractNoise,
         *,
         normalizer: RealScalarLike = 1.0,
-        microbatch_size: Any = None,
-        steps: Any = None,
+        microbatch_size: Integer | None = None,
+        steps: Integer | None = None,
         participation: Participation | None = None,
         unit: str = "example",
         stated: Stated | None = None,
-        physical_batch_size: Any = None,
+        physical_batch_size: Integer | None = None,
     ):
         self.fn = function("PrivateSum(fn=...)", fn, "fn(model, *example)")
         self.clipping = as_clipping("PrivateSum(clipping=...)", clipping)
@@ -119,7 +119,7 @@ class PrivateSum(eqx.Module):
         """How far one example, added or removed, can move the sum before noise."""
         return float(self.mechanism.sensitivity)
 
-    def init(self, model: PyTree, batch: Any, *, key: Any = None) -> PrivateGradientState:
+    def init(self, model: PyTree, batch: Batch, *, key: PRNGKey | None = None) -> PrivateGradientState:
         """The state before the first step.
 
         **Arguments:**
@@ -134,7 +134,13 @@ class PrivateSum(eqx.Module):
         return self._aggregate(model).init(self._zeros(model, batch), key=key)
 
     def __call__(
-        self, model: PyTree, batch: Any, state: PrivateGradientState, *, mask: Any = None, key: Any = None
+        self,
+        model: PyTree,
+        batch: Batch,
+        state: PrivateGradientState,
+        *,
+        mask: Mask | None = None,
+        key: PRNGKey | None = None,
     ) -> tuple[PyTree, PrivateGradientState, Sensitive]:
         """One private sum.
 
@@ -152,7 +158,7 @@ class PrivateSum(eqx.Module):
 
     @eqx.filter_jit
     def _step(
-        self, model: PyTree, batch: Any, state: PrivateGradientState, mask: Any, key: Any
+        self, model: PyTree, batch: Batch, state: PrivateGradientState, mask: Any, key: Any
     ) -> tuple[PyTree, PrivateGradientState, Sensitive]:
         checked, size = check_batch(batch)
         # zeros, but NaN where every output would be: that a model is not finite is public, and must not pass for an empty batch
@@ -164,7 +170,9 @@ class PrivateSum(eqx.Module):
             warn_of_strange_batch(self.physical_batch_size, batch)
         return out
 
-    def clipped_sum(self, model: PyTree, batch: Any, *, mask: Any = None, key: Any = None) -> Sensitive:
+    def clipped_sum(
+        self, model: PyTree, batch: Batch, *, mask: Mask | None = None, key: PRNGKey | None = None
+    ) -> Sensitive:
         """The sum of clipped outputs, without noise and not divided."""
         check_arguments(model, batch, mask, key)
         batch, size = check_batch(batch)
@@ -242,7 +250,7 @@ def wanted_by(fn: Callable[..., Any], unit: str, batch: tuple[Any, ...]) -> tupl
     return keywords(fn, len(batch), ("key", "mask") if unit == "user" else ("key",), "fn")
 
 
-def model_update(loss: Callable[..., Any], optimizer: Any, steps: Any = 1) -> Callable[..., PyTree]:
+def model_update(loss: Callable[..., Any], optimizer: Any, steps: Integer = 1) -> Callable[..., PyTree]:
     r"""What several local steps on one user's data change in the model: the update that DP-FedAvg clips.
 
     ```python
@@ -299,10 +307,10 @@ def model_update(loss: Callable[..., Any], optimizer: Any, steps: Any = 1) -> Ca
         (after, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))
         return jax.tree.map(lambda a, b: a.astype(wide_dtype(a.dtype)) - b.astype(wide_dtype(b.dtype)), after, params)
 
-    def fn(model: PyTree, *examples: Any, mask: Any = None) -> PyTree:
+    def fn(model: PyTree, *examples: Any, mask: Mask | None = None) -> PyTree:
         return local_steps(model, examples, mask, None)
 
-    def fn_of_key(model: PyTree, *examples: Any, mask: Any = None, key: Any) -> PyTree:
+    def fn_of_key(model: PyTree, *examples: Any, mask: Mask | None = None, key: Any) -> PyTree:
         return local_steps(model, examples, mask, key)
 
     return fn_of_key if has_parameter(loss, "key") else fn

@@ -7,7 +7,7 @@ import equinox as eqx
 import numpy as np
 
 from .._checks import positive_int
-from .._types import Integer, Participation
+from .._types import Adjacency, Integer, Participation
 from ..strategies import AbstractStrategy
 from ._base import (
     PRESENCE,
@@ -84,7 +84,7 @@ class BallsInBinsSampler(AbstractSampler):
         return self.participation
 
     @property
-    def adjacencies(self) -> tuple[str, ...]:
+    def adjacencies(self) -> tuple[Adjacency, ...]:
         return PRESENCE
 
     @property

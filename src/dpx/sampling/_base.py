@@ -8,7 +8,7 @@ import equinox as eqx
 import numpy as np
 
 from .._checks import integer, positive_int
-from .._types import Participation
+from .._types import Adjacency, Participation
 from ..strategies import AbstractStrategy
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class AbstractSampler(eqx.Module):
 
     @property
     @abc.abstractmethod
-    def adjacencies(self) -> tuple[str, ...]:
+    def adjacencies(self) -> tuple[Adjacency, ...]:
         """The adjacencies under which `event` is right. Adding and removing is among them only if nobody's batches depend on how many
         examples there are."""
 
@@ -79,8 +79,8 @@ class AbstractSampler(eqx.Module):
         """
 
 
-ADJACENCIES = ("add_or_remove_one", "replace_one", "replace_special")
-PRESENCE = ("add_or_remove_one", "replace_special")
+ADJACENCIES: tuple[Adjacency, ...] = ("add_or_remove_one", "replace_one", "replace_special")
+PRESENCE: tuple[Adjacency, ...] = ("add_or_remove_one", "replace_special")
 """Where a unit is there or contributes nothing: what the dominating pairs of random allocation and its relatives are about."""
 
 _LOG_TAIL = math.log(1e9)

@@ -10,12 +10,13 @@ from jaxtyping import PyTree
 
 from .._checks import check_numbers, check_tuple, described, integer
 from .._tree import path_str
+from .._types import Integer
 from ..random import check_seed
 from ._base import AbstractSampler, check_step
 
 
 def gather_batches(
-    sampler: AbstractSampler, data: Any, *, seed: int, start: int = 0
+    sampler: AbstractSampler, data: Any, *, seed: int, start: Integer = 0
 ) -> Iterator[tuple[tuple[PyTree, ...], np.ndarray]]:
     """The batches from step `start` on, each padded with zeros to the sampler's physical size, with their masks.
 

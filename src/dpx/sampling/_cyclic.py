@@ -9,7 +9,7 @@ import numpy as np
 
 from .._checks import choice, positive_int
 from .._round import round_up
-from .._types import Integer, Participation
+from .._types import Adjacency, Integer, Participation
 from ..random import Domain, generator
 from ..strategies import AbstractStrategy
 from ._base import ADJACENCIES, AbstractSampler, binomial_ceiling, check_batch_size, check_step
@@ -90,7 +90,7 @@ class CyclicPoissonSampler(AbstractSampler):
         return Participation(self.cycle_length, 1)
 
     @property
-    def adjacencies(self) -> tuple[str, ...]:
+    def adjacencies(self) -> tuple[Adjacency, ...]:
         return ADJACENCIES if self.partition == "independent" else ADJACENCIES[1:]
 
     @property

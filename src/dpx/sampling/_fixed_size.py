@@ -6,7 +6,7 @@ import equinox as eqx
 import numpy as np
 
 from .._checks import flag, positive_int
-from .._types import Integer, Participation
+from .._types import Adjacency, Integer, Participation
 from ..random import Domain, generator
 from ..strategies import AbstractStrategy
 from ._base import ADJACENCIES, AbstractSampler, check_batch_size, check_step, gaussian_multiplier
@@ -65,7 +65,7 @@ class FixedSizeSampler(AbstractSampler):
         return Participation(1, 1)
 
     @property
-    def adjacencies(self) -> tuple[str, ...]:
+    def adjacencies(self) -> tuple[Adjacency, ...]:
         return ADJACENCIES[1:]
 
     @property

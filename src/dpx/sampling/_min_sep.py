@@ -8,7 +8,7 @@ import numpy as np
 
 from .._checks import choice, positive_int
 from .._round import round_up
-from .._types import Integer, Participation
+from .._types import Adjacency, Integer, Participation
 from ..random import Domain, generator
 from ..strategies import AbstractStrategy, BandedToeplitz
 from ._base import (
@@ -108,7 +108,7 @@ class MinSepSampler(AbstractSampler):
         return Participation(self.min_separation, 1)  # the event counts the participations of a run itself
 
     @property
-    def adjacencies(self) -> tuple[str, ...]:
+    def adjacencies(self) -> tuple[Adjacency, ...]:
         return PRESENCE
 
     @property

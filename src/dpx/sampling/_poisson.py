@@ -7,7 +7,7 @@ import numpy as np
 
 from .._checks import positive_int
 from .._round import round_up
-from .._types import Integer, Participation
+from .._types import Adjacency, Integer, Participation
 from ..random import Domain, generator
 from ..strategies import AbstractStrategy
 from ._base import ADJACENCIES, AbstractSampler, binomial_ceiling, check_batch_size, check_step, largest_batch
@@ -83,7 +83,7 @@ class PoissonSampler(AbstractSampler):
         return Participation(1, 1)
 
     @property
-    def adjacencies(self) -> tuple[str, ...]:
+    def adjacencies(self) -> tuple[Adjacency, ...]:
         return ADJACENCIES
 
     @property

@@ -7,7 +7,7 @@ import equinox as eqx
 import numpy as np
 
 from .._checks import flag, positive_int
-from .._types import Integer, Participation
+from .._types import Adjacency, Integer, Participation
 from ..strategies import AbstractStrategy
 from ._base import ADJACENCIES, AbstractSampler, check_batch_size, check_step
 from ._permutation import permuted
@@ -70,7 +70,7 @@ class ShuffleSampler(AbstractSampler):
         return self.participation
 
     @property
-    def adjacencies(self) -> tuple[str, ...]:
+    def adjacencies(self) -> tuple[Adjacency, ...]:
         return ADJACENCIES[1:]
 
     @property

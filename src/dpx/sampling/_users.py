@@ -7,7 +7,7 @@ import equinox as eqx
 import numpy as np
 
 from .._checks import described, instance, positive_int
-from .._types import Integer, Participation
+from .._types import Adjacency, Integer, Participation
 from ..random import Domain, generator
 from ..strategies import AbstractStrategy
 from ._base import AbstractSampler
@@ -99,7 +99,7 @@ class UserSampler(AbstractSampler):
         return self.base.participation_per_event
 
     @property
-    def adjacencies(self) -> tuple[str, ...]:
+    def adjacencies(self) -> tuple[Adjacency, ...]:
         return self.base.adjacencies
 
     @property

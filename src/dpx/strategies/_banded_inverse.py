@@ -16,7 +16,7 @@ from ._square_root import square_root_coefficients
 from ._stream import Ring, filter_step, init_ring, replay_step
 
 
-class BandedInverse(AbstractStrategy):
+class BandedInverse(AbstractStrategy[Ring]):
     r"""$C^{-1}$ is banded Toeplitz with $\tilde c_0, \dots, \tilde c_{p-1}$: $x_t = \sum_{j<p} \tilde c_j z_{t-j}$.
 
     Keeps $p - 1$ copies of the parameters, or none: `replay` draws the same $z_{t-j}$ again. Never ends.

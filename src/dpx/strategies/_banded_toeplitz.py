@@ -16,7 +16,7 @@ from ._square_root import square_root_coefficients
 from ._stream import Ring, init_ring, solve_step
 
 
-class BandedToeplitz(AbstractStrategy):
+class BandedToeplitz(AbstractStrategy[Ring]):
     r"""$C$ has $c_0, \dots, c_{b-1}$ on its diagonals and zero below: $x_t = (z_t - \sum_{j=1}^{b-1} c_j x_{t-j}) / c_0$.
 
     Keeps $b - 1$ copies of the parameters. Never ends, and is the strategy that cyclic Poisson sampling amplifies.

@@ -3,7 +3,7 @@
 import abc
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import numpy as np
@@ -20,7 +20,7 @@ MSG_NO_REPLAY = (
 )
 
 
-class AbstractStrategy(eqx.Module):
+class AbstractStrategy(eqx.Module, Generic[Buffers]):
     r"""A lower-triangular matrix $C$ with positive diagonal: the noise of a run is $C^{-1} z$ for independent $z_t$.
 
     With $z \sim N(0, \sigma^2 I)$ and $\sigma$ = noise multiplier times sensitivity, all steps together are one Gaussian mechanism

@@ -17,7 +17,7 @@ from ._sensitivity import check_participation, toeplitz, toeplitz_sensitivity
 from ._stream import Ring, init_ring, weighted_sum
 
 
-class BufferedToeplitz(AbstractStrategy):
+class BufferedToeplitz(AbstractStrategy[Ring]):
     r"""A buffered linear Toeplitz matrix (BLT): $c_0 = 1$, $c_t = \sum_i \omega_i \theta_i^{t-1}$, with $m$ buffers.
 
     $x_t = z_t - \sum_i \omega_i s_i$, then $s_i \leftarrow \theta_i s_i + x_t$. Keeps $m$ copies of the parameters; three of them

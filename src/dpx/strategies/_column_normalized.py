@@ -25,7 +25,7 @@ from ._sensitivity import (
 from ._stream import Ring, init_ring, poison, solve_step
 
 
-class ColumnNormalizedBanded(AbstractStrategy):
+class ColumnNormalizedBanded(AbstractStrategy[Ring]):
     r"""A banded Toeplitz matrix whose columns are divided by their norms $d_t = (\sum_{j < \min(b, n - t)} c_j^2)^{1/2}$.
 
     The last columns of a Toeplitz matrix are cut off and have less than their share of the sensitivity; here they have all of it.

@@ -38,7 +38,7 @@ class _FrozenMatrix:
         return f"f64[{self.array.shape[0]},{self.array.shape[1]}]"
 
 
-class DenseStrategy(AbstractStrategy):
+class DenseStrategy(AbstractStrategy[Ring]):
     r"""Any lower-triangular $C$: $x_t = (z_t - \sum_{j \ge 1} C_{t,t-j} x_{t-j}) / C_{tt}$, as far back as $C$ has bands.
 
     Keeps (bands - 1) copies of the parameters, up to one a step. `optimize` says which of them it makes are the best there are; it handles a

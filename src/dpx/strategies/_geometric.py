@@ -23,7 +23,7 @@ from ._sensitivity import (
 from ._stream import Ring, filter_step, init_ring, poison, replay_step
 
 
-class GeometricStrategy(AbstractStrategy):
+class GeometricStrategy(AbstractStrategy[Ring]):
     r"""$C_{ij} = \lambda^{i-j}$ (DP-$\lambda$CGD): $x_t = z_t - \lambda z_{t-1}$. Two draws a step with `replay`, and no memory.
 
     In one participation its error is below that of 32 bands or of `BandedInverse.square_root(16)`.

@@ -13,7 +13,7 @@ from ._error import Workload, check_kind, resolve_workload, toeplitz_error
 from ._sensitivity import check_participation
 
 
-class Identity(AbstractStrategy):
+class Identity(AbstractStrategy[PyTree]):
     r"""$C = I$: independent noise at every step, the noise of DP-SGD, and the baseline of every comparison.
 
     !!! success "Guarantee"

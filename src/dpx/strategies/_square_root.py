@@ -30,7 +30,7 @@ def square_root_coefficients(
     return kept if momentum == 0 else multiply(kept, root * geometric(momentum, size), size)
 
 
-class SquareRootToeplitz(AbstractStrategy):
+class SquareRootToeplitz(AbstractStrategy[Ring]):
     r"""$C = A^{1/2}$ for the prefix workload $A$, or for one with momentum and weight decay: the coefficients of $(1 - x)^{-1/2}$.
 
     Maximum error and squared sensitivity are both $\sum_{k<n} f(k)^2 = (\ln n + \gamma + 4 \ln 2) / \pi + o(1)$. The stream keeps

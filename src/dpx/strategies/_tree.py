@@ -17,7 +17,7 @@ from ._sensitivity import GRAM_STEPS, check_participation, gram_sensitivity
 from ._stream import Ring, init_ring, map_pairs, poison, push, weighted_sum
 
 
-class TreeAggregation(AbstractStrategy):
+class TreeAggregation(AbstractStrategy[Ring]):
     r"""Tree aggregation: a prefix sum is the sum of the noisy dyadic nodes in its binary representation.
 
     Each step completes one node that a prefix ever reads, of height $v_2(t)$ for $t$ counted from 1, so that one draw a step is

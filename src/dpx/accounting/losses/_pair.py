@@ -82,7 +82,7 @@ class FixedPair(AbstractPair):
 
     log_p: np.ndarray
     log_q: np.ndarray
-    lattice: float | None = None
+    lattice: float | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def cells(self, grid: Grid | None) -> Cells:
         del grid
