@@ -1,4 +1,4 @@
-"""Timing two or more compiled functions side by side in one process."""
+"""Timing two or more compiled functions side by side in one process, and figures beside their targets."""
 
 import time
 from collections.abc import Callable
@@ -20,6 +20,13 @@ def interleaved(functions: dict[str, Callable[[], Any]], repeats: int = 30, warm
             jax.block_until_ready(function())
             seconds[name].append(time.perf_counter() - begin)
     return {name: float(np.median(values)) for name, values in seconds.items()}
+
+
+def target(what: str, figure: float, at_most: float) -> bool:
+    """Prints a figure beside the most that is promised, in the words that `run_all.py` looks for."""
+    is_met = figure <= at_most
+    print(f"TARGET {what}: {figure:.3g} of at most {at_most:g}{'' if is_met else ', MISSED'}", flush=True)
+    return is_met
 
 
 def table(rows: dict[str, float], reference: str, unit: float = 1e3, name: str = "ms") -> None:

@@ -14,9 +14,11 @@ import numpy as np
 from dp_accounting.pld import PLDAccountant
 
 import dpx
+from _timing import target
 from dpx import accounting
-from dpx._events import RandomAllocationDpEvent
-from dpx.accounting import _accountants, _allocation, _monte_carlo, _pairs
+from dpx.accounting import _composition, _questions
+from dpx.accounting.losses import _allocation, _min_sep
+from dpx.events import RandomAllocationDpEvent
 
 
 def poisson(sigma, q, count):
@@ -28,9 +30,9 @@ def cold(question, repeats=5):
     seconds, answer = [], None
     for _ in range(repeats):
         for cached in (
-            _accountants._composed,
-            _pairs._one,
-            _pairs.interval_of,
+            _questions._composed,
+            _composition.single_loss,
+            _composition.interval_of,
             _allocation._mean_of,
             _allocation._even_mean,
         ):
@@ -44,6 +46,7 @@ def cold(question, repeats=5):
 def ratio(name, ours, theirs):
     (fast, answer), (slow, reference) = cold(ours), cold(theirs)
     print(f"{name:46} {fast:7.3f} s  {slow:7.3f} s  ratio {fast / slow:5.2f}   {answer:.6g} and {reference:.6g}")
+    return fast, slow
 
 
 if __name__ == "__main__":
@@ -51,11 +54,12 @@ if __name__ == "__main__":
     print("one question, dpx and dp_accounting")
     for sigma, q, count in ((1.0, 0.01, 1000), (3.0, 0.1, 512), (0.5, 0.01, 1000), (2.0, 0.004, 10**6)):
         event = poisson(sigma, q, count)
-        ratio(
+        fast, slow = ratio(
             f"epsilon of ({sigma}, {q}, {count:,})",
             lambda event=event: accounting.epsilon(event, 1e-6),
             lambda event=event: PLDAccountant().compose(event).get_epsilon(1e-6),
         )
+        target(f"one question of {count:,} steps, over dp_accounting's time", fast / slow, 1.0)
     truncated = da.SelfComposedDpEvent(da.TruncatedSubsampledGaussianDpEvent(10_000, 0.01, 150, 1.0), 1000)
     ratio(
         "epsilon of truncated batches",
@@ -64,11 +68,12 @@ if __name__ == "__main__":
     )
 
     print("a million steps and a hundred")
-    ratio(
+    fast, slow = ratio(
         "epsilon of (2.0, 0.004)",
         lambda: accounting.epsilon(poisson(2.0, 0.004, 10**6), 1e-5),
         lambda: accounting.epsilon(poisson(2.0, 0.004, 100), 1e-5),
     )
+    target("a million steps over a hundred", fast / slow, 3.0)
 
     print("calibration, and random allocation")
     for epsilon in (0.1, 1.0, 8.0):
@@ -82,7 +87,7 @@ if __name__ == "__main__":
     for steps, bands in ((128, 8), (512, 16), (1024, 16)):
         weights = 1 / np.sqrt(1 + np.arange(bands))
         mechanism = (1.0, tuple((weights / np.linalg.norm(weights)).tolist()), steps, 2 * bands, 0.1, True)
-        _monte_carlo.min_sep_losses(*mechanism, samples=2**11, seed=0)  # pyright: ignore[reportCallIssue]
+        _min_sep.min_sep_losses(*mechanism, samples=2**11, seed=0)  # pyright: ignore[reportCallIssue]
         begin = time.perf_counter()
-        _monte_carlo.min_sep_losses(*mechanism, samples=2**20, seed=0)  # pyright: ignore[reportCallIssue]
+        _min_sep.min_sep_losses(*mechanism, samples=2**20, seed=0)  # pyright: ignore[reportCallIssue]
         print(f"{steps:6} steps, {bands:3} bands {time.perf_counter() - begin:30.1f} s")

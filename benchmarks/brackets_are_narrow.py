@@ -9,6 +9,7 @@ to the 1 % that is promised (where it is), and the processor time of either end.
 import time
 
 import dpx
+from _timing import target
 from dpx import sampling
 
 N = 10**6
@@ -67,6 +68,8 @@ def show(name, plan, delta, promise):
     print(
         f"{name:34} {lower:10.5g} {upper:10.5g} {apart:10.3%} {ratio} {between - begin:7.2f} s {end - between:7.2f} s"
     )
+    if promise:
+        target(f"bracket of {name}", apart, promise)
 
 
 if __name__ == "__main__":

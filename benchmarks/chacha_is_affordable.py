@@ -10,7 +10,7 @@ import time
 import jax
 import jax.random as jr
 
-from _timing import interleaved
+from _timing import interleaved, target
 from dpx.random import CHACHA20
 
 SHAPES = [(1_000_000,), (1_000, 1_000), (1_000_001,), (4_096,), (10,)]
@@ -30,3 +30,5 @@ if __name__ == "__main__":
             first, second = interleaved(functions, repeats=21).values()
             seconds = " / ".join(f"{s:.2f} s" for s in compiling)
             print(f"{name:8} {shape!s:>14} {first * 1e3:9.3f} {second * 1e3:9.3f} {second / first:6.2f}   {seconds}")
+            if name == "normal" and max(shape) > 999:
+                target(f"ChaCha20 over threefry, normal {shape}", second / first, 6.0)

@@ -12,7 +12,7 @@ import jax
 import jax.random as jr
 
 import dpx
-from _timing import interleaved, table
+from _timing import interleaved, table, target
 from ghost_costs_a_backward import Workload, mlp, transformer
 
 
@@ -43,4 +43,7 @@ if __name__ == "__main__":
     print(jax.devices()[0].device_kind)
     for name, workload in (("MLP 784-1024x3-10, batch 256", mlp()), ("transformer, d 256, 4 layers", transformer())):
         print(f"\n{name}")
-        table(interleaved(steps(workload), repeats=20), "FlatClipping")
+        seconds = interleaved(steps(workload), repeats=20)
+        table(seconds, "FlatClipping")
+        for clipping, value in seconds.items():
+            target(f"{clipping.strip()} over FlatClipping, {name.split()[0]}", value / seconds["FlatClipping"], 1.1)

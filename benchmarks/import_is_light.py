@@ -10,6 +10,8 @@ import sys
 
 import numpy as np
 
+from _timing import target
+
 PROGRAM = "import time; begin = time.perf_counter(); import {}; print(time.perf_counter() - begin)"
 
 
@@ -27,3 +29,4 @@ if __name__ == "__main__":
     median = {name: float(np.median(values[1:])) for name, values in times.items()}
     for name in names:
         print(f"import {name:16} {median[name]:.3f} s  ratio {median[name] / median[names[0]]:.3f}")
+    target("import dpx over import equinox, optax", median["dpx"] / median[names[0]], 1.15)

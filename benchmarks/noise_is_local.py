@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 import dpx
-from _timing import interleaved, table
+from _timing import interleaved, table, target
 
 SIZE = int(float(sys.argv[1])) if len(sys.argv) > 1 else 10_000_000
 STEPS, BANDS = 1024, 32
@@ -75,9 +75,15 @@ def draw_and_read(total, key, step, state):
     return jr.normal(jr.fold_in(key, step), (SIZE,)) + past
 
 
+TARGETS = {"IndependentGaussian": 1.1, "BufferedToeplitz, 4 buffers": 2.0, "BandedToeplitz, 32 bands": 1.5}
+
+
 def report(title, rows, reference, budget=12):
     print(f"\n{title}")
-    table(interleaved(rows, repeats=budget, warmup=2), reference)
+    seconds = interleaved(rows, repeats=budget, warmup=2)
+    table(seconds, reference)
+    for name in TARGETS.keys() & seconds.keys():
+        target(f"{name} over {reference}", seconds[name] / seconds[reference], TARGETS[name])
     for name, runner in rows.items():
         print(f"    {name}: buffers {runner.buffers:.1f}, temporary {runner.temporary:.1f} copies of the gradient")
 

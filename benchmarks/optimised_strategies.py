@@ -10,6 +10,7 @@ import time
 import numpy as np
 
 import dpx
+from _timing import target
 
 
 def timed(function):
@@ -25,8 +26,10 @@ def row(name, error, seconds):
 if __name__ == "__main__":
     banded, seconds = timed(lambda: dpx.BandedToeplitz.optimize(1024, 32))
     row("32 bands, 1,024 steps, mean error", banded.error(1024), seconds)
+    target("1,024 steps x 32 bands, s", seconds, 20.0)
     buffered, buffered_seconds = timed(lambda: dpx.BufferedToeplitz.optimize(100_000, 3, kind="max"))
     row("BLT, 3 buffers, 10^5 steps, max error", buffered.error(100_000, kind="max"), buffered_seconds)
+    target("BLT of 10^5 steps with 3 buffers, s", buffered_seconds, 60.0)
     try:
         import jax
         import jax.numpy as jnp

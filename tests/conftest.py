@@ -1,10 +1,9 @@
-"""Registries: whoever adds a clipping, a gradient method, a noise or a sampler adds one line here, and every property is tested."""
+"""What tests share: quick compilation, strict types, a small model, and sums by their definition."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 # Most of the suite's time is compilation of small programs, which these make three times shorter. `XLA_FLAGS= pytest` tests what users compile.
 _QUICK_COMPILATION = (
@@ -32,63 +31,10 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 import dpx  # noqa: E402
+from registry import ClippingRecord, Linear  # noqa: E402
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(dpx.__file__).parents[1]), "XLA_FLAGS": ""}
 """For tests that start a Python of their own."""
-
-
-class Linear(eqx.Module):
-    """A small model with leaves of two shapes and something that is not trained."""
-
-    weight: Any
-    bias: Any
-    count: Any
-    name: str | None = "linear"
-
-    def __call__(self, x):
-        return self.weight @ x + self.bias
-
-
-CLIPPINGS = {
-    "flat": dpx.FlatClipping(0.5),
-    "flat-unit": dpx.FlatClipping(0.5, unit_norm=True),
-    "flat-l1": dpx.FlatClipping(0.5, order=1),
-    "group": dpx.GroupClipping(Linear(0.3, 0.4, None, None)),
-    "group-equal": dpx.GroupClipping(Linear(0.3, 0.4, None, None), allocation="equal"),
-    "group-optimal": dpx.GroupClipping(Linear(0.3, 0.4, None, None), unit_norm=True, allocation="optimal"),
-    "normalized": dpx.NormalizedClipping(0.5),
-    "auto-v": dpx.NormalizedClipping(0.5, gamma=0),
-    "psac": dpx.PSACClipping(0.5),
-    "hard": dpx.HardThresholdClipping(0.5, threshold=7.2),
-    "adaptive": dpx.AdaptiveClipping(0.5),
-    "adaptive-groups": dpx.AdaptiveClipping(Linear(0.3, 0.4, None, None)),
-}
-METHODS = {
-    "vectorized": dpx.Vectorized(),
-    "microbatch-1": dpx.Vectorized(1),
-    "microbatch-3": dpx.Vectorized(3),  # does not divide the batch
-    "ghost": dpx.Ghost(),
-    "ghost-3": dpx.Ghost(3),
-    "auto": dpx.Auto(),
-}
-NOISES = {"gaussian": dpx.IndependentGaussian(1.5), "laplace": dpx.Laplace(1.5)}
-SAMPLERS = {
-    "poisson": dpx.PoissonSampler(50, 10, 400),
-    "poisson-truncated": dpx.PoissonSampler(50, 10, 400, max_batch_size=14),
-    "cyclic": dpx.CyclicPoissonSampler(50, 8, 400, 5),
-    "cyclic-equal": dpx.CyclicPoissonSampler(50, 8, 400, 5, partition="equal"),
-    "shuffle": dpx.ShuffleSampler(50, 8, 400),
-    "reshuffle": dpx.ShuffleSampler(50, 8, 400, reshuffle=True),
-    "poisson-all": dpx.PoissonSampler(20, 20, 400),
-    "balls-in-bins": dpx.sampling.BallsInBinsSampler(50, 10, 400),
-    "random-allocation": dpx.sampling.RandomAllocationSampler(50, 10, 400, 80),
-    "min-sep": dpx.sampling.MinSepSampler(50, 5, 400, 4),
-    "min-sep-cold-truncated": dpx.sampling.MinSepSampler(50, 5, 400, 4, start="cold", max_batch_size=9),
-    "fixed-size": dpx.sampling.FixedSizeSampler(50, 10, 400),
-    "fixed-size-replace": dpx.sampling.FixedSizeSampler(50, 10, 400, replace=True),
-    "users": dpx.sampling.UserSampler(dpx.PoissonSampler(20, 5, 400), np.arange(90) * 7 % 30 % 20, 4),
-    "users-min-sep": dpx.sampling.UserSampler(dpx.sampling.MinSepSampler(20, 4, 400, 3), np.arange(60) % 20, 2),
-}
 
 
 def make_model(dtype=jnp.float32):
@@ -107,40 +53,34 @@ def make_batch(size=8, seed=0):
 
 
 def contribution64(clipping, leaves, labels):
-    """What one example contributes to the sum before noise, by the definition in each clipping's paper, in float64."""
-    groups = max(labels) + 1
-    norms = np.array(
-        [norm64([x for x, g in zip(leaves, labels, strict=True) if g == k], clipping.order) for k in range(groups)]
-    )
-    match clipping:
-        case dpx.FlatClipping():
-            factors = np.minimum(1.0, float(clipping.norm) / np.maximum(norms, 1e-300))
-            factors /= float(clipping.norm) if clipping.unit_norm else 1.0
-        case dpx.GroupClipping():
-            bounds = np.asarray(clipping.norms, np.float64)
-            factors = np.minimum(1.0, bounds / np.maximum(norms, 1e-300))
-            factors /= norm64([bounds]) if clipping.unit_norm else 1.0
-        case dpx.NormalizedClipping():
-            factors = float(clipping.norm) / (norms + float(clipping.gamma))
-        case dpx.PSACClipping():
-            factors = float(clipping.norm) / (norms + float(clipping.r) / (norms + float(clipping.r)))
-        case dpx.HardThresholdClipping():
-            factors = np.where(norms <= float(clipping.threshold), float(clipping.norm / clipping.threshold), 0.0)
-        case dpx.AdaptiveClipping():
-            factors = np.minimum(1.0, np.asarray(clipping.initial_norms, np.float64) / np.maximum(norms, 1e-300))
+    """What one example contributes to the sum before noise, by the definition of a record of the registry, or of flat clipping, in float64."""
+    if not isinstance(clipping, ClippingRecord):
+        clipping = flat(clipping)
+    order = clipping.value.order
+    groups = [[x for x, g in zip(leaves, labels, strict=True) if g == k] for k in range(max(labels) + 1)]
+    factors = clipping.factors(np.array([norm64(group, order) for group in groups]))
     return [factors[k] * x for x, k in zip(leaves, labels, strict=True)]
 
 
+def flat(clipping):
+    """Flat clipping, or a number that stands for it, with its definition."""
+    clipping = clipping if isinstance(clipping, dpx.FlatClipping) else dpx.FlatClipping(clipping)
+    norm, by = float(clipping.norm), float(clipping.norm) if clipping.unit_norm else 1.0
+    return ClippingRecord(
+        "flat", lambda: clipping, lambda norms: np.minimum(1.0, norm / np.maximum(norms, 1e-300)) / by
+    )
+
+
 def naive_clipped_sum(loss, model, batch, mask, clipping):
-    """The definition, one example at a time, clipped (or flatly, at a given norm) and added up in float64."""
-    if not isinstance(clipping, dpx.AbstractClipping):
-        clipping = dpx.FlatClipping(clipping)
+    """The definition, one example at a time, clipped (by a record, or flatly) and added up in float64."""
+    clipping = clipping if isinstance(clipping, ClippingRecord) else flat(clipping)
     params = eqx.filter(model, eqx.is_inexact_array)
     sums = [np.zeros(x.shape) for x in jax.tree.leaves(params)]
     for i in np.flatnonzero(mask):
         grad = eqx.filter_grad(loss)(model, *jax.tree.map(lambda leaf, i=i: leaf[i], batch))
         leaves = [np.asarray(g, np.float64) for g in jax.tree.leaves(grad)]
-        sums = [s + x for s, x in zip(sums, contribution64(clipping, leaves, clipping.labels(params)), strict=True)]
+        terms = contribution64(clipping, leaves, clipping.value.labels(params))
+        sums = [s + x for s, x in zip(sums, terms, strict=True)]
     return sums
 
 

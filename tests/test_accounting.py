@@ -12,8 +12,7 @@ from scipy import integrate, stats
 import dpx
 from conftest import ENVIRONMENT
 from dpx import accounting
-from dpx.accounting import _accountants, _renyi_accountant
-from dpx.accounting._distributions import LossDistribution, LossPmf
+from dpx.accounting import LossDistribution, LossPmf, _questions, _renyi
 
 
 def gaussian_delta(epsilon, sigma):
@@ -256,8 +255,8 @@ def test_samples_of_composed_losses_confirm_the_bound_from_below():
 
 @pytest.mark.parametrize("kind", [float, int, np.float32, np.int64])
 def test_trap_t1_nested_gaussians_count_whatever_the_type_of_the_multiplier(kind):
-    _accountants._rdp_epsilon.cache_clear()  # equal events of other types would be looked up
-    _renyi_accountant.renyi_curve.cache_clear()
+    _questions._rdp_epsilon.cache_clear()  # equal events of other types would be looked up
+    _renyi.renyi_curve.cache_clear()
     # dp_accounting's Rényi accountant drops the inner composition unless the multiplier is a `float`
     inner = da.SelfComposedDpEvent(da.GaussianDpEvent(kind(2)), 4)
     event = da.SelfComposedDpEvent(da.PoissonSampledDpEvent(0.1, inner), 100)

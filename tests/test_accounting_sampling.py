@@ -12,17 +12,18 @@ from scipy import integrate, stats
 
 import dpx
 from dpx import accounting
-from dpx._events import (
+from dpx.accounting import LossDistribution
+from dpx.accounting.losses import _min_sep, _monte_carlo
+from dpx.accounting.losses._allocation import random_allocation
+from dpx.accounting.losses._fixed_size import fixed_size_gaussian
+from dpx.accounting.losses._gaussian import poisson_gaussian
+from dpx.events import (
     CoupledDpEvent,
     FixedSizeSampledGaussianDpEvent,
     GaussianMixtureOfBinsDpEvent,
     MinSepSampledDpEvent,
     RandomAllocationDpEvent,
 )
-from dpx.accounting import _monte_carlo
-from dpx.accounting._allocation import random_allocation
-from dpx.accounting._distributions import LossDistribution, poisson_gaussian
-from dpx.accounting._fixed_size import fixed_size_gaussian
 from dpx.sampling import MinSepSampler
 from dpx.strategies import BandedToeplitz
 
@@ -307,8 +308,8 @@ def test_min_sep_ratios_are_those_of_all_patterns(is_warm):
         return sum(w * math.exp((2 * means[x] @ y - means[x] @ means[x]) / (2 * sigma**2)) for x, w in terms)
 
     single = [np.asarray(x, np.float32) for x in (noise, participates, coefficients)]
-    norms = _monte_carlo._norms(tuple(coefficients.tolist()), steps).astype(np.float32)
-    found = _monte_carlo._ratios(*single, norms, np.float32(sigma), np.float32(p), separation, is_warm)
+    norms = _min_sep._norms(tuple(coefficients.tolist()), steps).astype(np.float32)
+    found = _min_sep._ratios(*single, norms, np.float32(sigma), np.float32(p), separation, is_warm)
     for column in range(5):
         y = matrix @ participates[:, column] + sigma * noise[:, column]
         assert float(found[0, column]) == pytest.approx(ratio(y), rel=1e-4)
@@ -319,7 +320,7 @@ def test_min_sep_ratios_are_those_of_all_patterns(is_warm):
 @pytest.mark.parametrize("is_warm", [False, True])
 def test_min_sep_participations_have_their_distribution(is_warm):
     """Under P the mean of 1 / ratio is 1, and under Q that of the ratio, if and only if the patterns drawn are those of the ratio."""
-    remove, add = _monte_carlo.min_sep_losses(1.5, (0.8, 0.6), 12, 3, 0.3, is_warm, samples=2**17, seed=7)
+    remove, add = _min_sep.min_sep_losses(1.5, (0.8, 0.6), 12, 3, 0.3, is_warm, samples=2**17, seed=7)
     for losses in (remove, add):
         inverse = np.exp(-losses)
         assert abs(inverse.mean() - 1) <= 5 * inverse.std() / math.sqrt(len(inverse)) + 2e-4
@@ -329,7 +330,7 @@ def test_min_sep_participations_have_their_distribution(is_warm):
 def few_samples(monkeypatch):
     monkeypatch.setattr(_monte_carlo, "_LEAST_SAMPLES", 2**16)
     monkeypatch.setattr(_monte_carlo, "_MOST_SAMPLES", 2**16)
-    monkeypatch.setattr(_monte_carlo, "_seed", lambda structure: 11)
+    monkeypatch.setattr(_min_sep, "_seed", lambda structure: 11)
 
 
 def test_min_sep_bound_is_above_the_integral_and_says_the_same_twice(few_samples):
@@ -359,7 +360,7 @@ def test_min_sep_refuses_what_samples_cannot_show(few_samples):
 
 
 def test_kullback_leibler_bound_is_the_exact_one_where_there_is_one():
-    questions = _monte_carlo._QUESTIONS / _monte_carlo._FAILURE
+    questions = _monte_carlo._QUESTIONS / _monte_carlo.FAILURE
     # no sample above: (1 - d)^n = failure
     assert _monte_carlo._kl_upper(0.0, 10**6) == pytest.approx(-math.expm1(-math.log(questions) / 10**6), rel=1e-9)
     low = _monte_carlo._kl_upper(1e-3, 10**6)
@@ -413,7 +414,7 @@ def test_metrics_beside_min_sep_are_part_of_every_participation(few_samples):
 def test_the_band_of_samples_holds_at_every_threshold():
     # a loss whose tail is known: of 300 bands that fail with probability 1e-3 more than 6 are bad with probability 4e-8
     rng, bad = np.random.default_rng(5), 0
-    thresholds = _monte_carlo._THRESHOLDS
+    thresholds = _monte_carlo.THRESHOLDS
     inside = (thresholds > -3) & (thresholds < 6)
     room = math.log(inside.sum() / 1e-3) / 500
     truth = stats.norm.sf(thresholds, 0.5, 1.0)
@@ -422,7 +423,7 @@ def test_the_band_of_samples_holds_at_every_threshold():
         above = (500 - np.cumsum(counts)[:-1]) / 500
         bad += bool(np.any(_monte_carlo._kl_uppers(above, room)[inside] < truth[inside]))
     assert bad <= 6
-    pmf = _monte_carlo._pessimistic(counts, 500, room, 1e-3)
+    pmf = _monte_carlo.pessimistic(counts, 500, room, 1e-3)
     grid = (np.arange(len(pmf.mass)) + pmf.lowest) * pmf.interval
     tail = lambda x: pmf.infinity + pmf.mass[grid > x].sum()
     assert all(tail(x) >= stats.norm.sf(x, 0.5, 1.0) - 1e-12 for x in np.linspace(-2, 6, 50))
@@ -434,7 +435,7 @@ def test_the_failure_is_divided_among_all_structures(monkeypatch):
     shares = [1 / (2 * _monte_carlo._STRUCTURES * _monte_carlo._dearer(("structure", i))) for i in range(20_000)]
     assert sum(shares) < 1 and shares[0] == shares[1023] == 4 * shares[1024] == 16 * shares[3072]
     assert _monte_carlo._dearer(("structure", 5)) == 1  # asked before
-    bound = 2 * len(_monte_carlo._THRESHOLDS) * 17 * _monte_carlo._MULTIPLIERS
+    bound = 2 * len(_monte_carlo.THRESHOLDS) * 17 * _monte_carlo.MULTIPLIERS
     assert _monte_carlo._QUESTIONS >= bound * 2 * _monte_carlo._STRUCTURES
 
 

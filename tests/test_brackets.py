@@ -12,14 +12,15 @@ from scipy.special import log_ndtr, ndtr
 
 import dpx
 from dpx import accounting, sampling
-from dpx._events import (
+from dpx.accounting import _lower_bounds, _rules
+from dpx.accounting.losses import _allocation_lower, _shares
+from dpx.events import (
     CoupledDpEvent,
     FixedSizeSampledGaussianDpEvent,
     GaussianMixtureOfBinsDpEvent,
     MinSepSampledDpEvent,
     RandomAllocationDpEvent,
 )
-from dpx.accounting import _allocation_lower, _attacks, _lower_bounds, _optimistic
 
 times, Gaussian, Poisson = da.SelfComposedDpEvent, da.GaussianDpEvent, da.PoissonSampledDpEvent
 FLAT = dpx.FlatClipping(1.0)
@@ -445,7 +446,7 @@ def test_plans_that_nobody_can_attack_say_so():
     ).epsilon_bracket(1e-6) == (math.inf, math.inf)
     assert accounting.attained_epsilon(da.NoOpDpEvent(), 1e-6) == 0.0
     assert accounting.epsilon_bracket(da.NonPrivateDpEvent(), 1e-6) == (math.inf, math.inf)
-    assert _attacks.attacks(da.dp_event.UnsupportedDpEvent(), "add_or_remove_one") == _attacks.NOTHING
+    assert _rules.rule_of(da.dp_event.UnsupportedDpEvent()).attacks is None
     # what cannot be attacked is left out of a composition, and the rest counts
     tree = da.SingleEpochTreeAggregationDpEvent(5.0, 4)
     assert accounting.attained_epsilon(da.ComposedDpEvent([tree, Gaussian(2.0)]), 1e-5) == pytest.approx(  # pyright: ignore[reportArgumentType]
@@ -476,7 +477,7 @@ def test_moving_to_a_grid_contracts(is_lower):
             rng.normal(size=size) * 10 ** rng.uniform(-2, 1.3) if trial % 2 else -0.5 * np.linspace(-5, 5, size) ** 2
         )
         cells = np.floor(losses / width).astype(int)
-        up, _, _ = _optimistic.up_shares(losses, log_q, width, cells + 1, is_lower)
+        up, _, _ = _shares.up_shares(losses, log_q, width, cells + 1, is_lower)
         assert np.all((up >= 0) & (up <= 1))
         q = np.exp(log_q - log_q.max())
         moved = np.concatenate([cells + 1, cells[:1], cells[:-1] + 1]) * width

@@ -6,53 +6,32 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import Phase, given, settings
 
 import dpx
-from conftest import Linear, assert_trees_close, loss, make_batch, make_model, norm64
-from test_clipping import BOUND, numbers
+from conftest import assert_trees_close, loss, make_batch, make_model, norm64
+from dpx import testing
+from dpx.testing._clipping import before_rescaling, private_gradient_of
+from registry import GROUPS, Linear
 
-# for gradients of two leaves, each with a group of its own where there are groups
-BOUNDED = {
-    "group": dpx.GroupClipping([0.3, 0.4]),
-    "group-equal": dpx.GroupClipping([1e-6, 10.0], allocation="equal"),
-    "group-optimal-unit": dpx.GroupClipping([1e-6, 10.0], unit_norm=True, allocation="optimal"),
-    "normalized": dpx.NormalizedClipping(0.7),
-    "auto-v": dpx.NormalizedClipping(0.7, gamma=0),
-    "psac": dpx.PSACClipping(0.7, r=1e-3),
-    "hard": dpx.HardThresholdClipping(0.7, threshold=100.0),
-    "adaptive": dpx.AdaptiveClipping([0.3, 0.4]),
-}
+BOUND = 1 + 1e-6
+
+
+@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(
+    gradient=testing.gradients([jax.ShapeDtypeStruct((2, 2), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.bfloat16)])
+)
+def test_guarantee_every_clipping_bounds_every_input(gradient):
+    params = [jnp.zeros(x.shape, x.dtype) for x in gradient]
+    is_finite = all(np.isfinite(x.astype(np.float64)).all() for x in gradient)
+    for clipping in (dpx.FlatClipping(0.5), dpx.GroupClipping([1e-6, 10.0]), dpx.NormalizedClipping(0.7)):
+        noised = before_rescaling(clipping, clipped(clipping, params, gradient), params)
+        assert norm64(noised) <= float(clipping.sensitivity) * BOUND if is_finite else norm64(noised) == 0.0
 
 
 @eqx.filter_jit
-def contribution(clipping, leaves):
-    """What the noise is added to, and what is published of it, for one example with these gradients."""
-
-    def linear(params, *example):
-        return sum((jnp.sum((p * g).astype(jnp.float32)) for p, g in zip(params, example, strict=True)), jnp.zeros(()))
-
-    params = [jnp.zeros(leaf.shape[1:], leaf.dtype) for leaf in leaves]
-    private_grad = dpx.PrivateGradient(linear, clipping, dpx.IndependentGaussian(1.0), method=dpx.Vectorized())
-    published = private_grad.clipped_sum(params, tuple(leaves)).reveal()
-    rescale = clipping.rescale(clipping.init(params))
-    if rescale is None:
-        return published, published
-    return [x / rescale[k] for k, x in enumerate(published)], published
-
-
-@pytest.mark.parametrize("name", BOUNDED)
-@settings(max_examples=40, deadline=None)
-@given(values=st.lists(numbers, min_size=6, max_size=6), is_half=st.booleans())
-def test_guarantee_every_clipping_bounds_every_input(name, values, is_half):
-    clipping = BOUNDED[name]
-    with np.errstate(over="ignore", invalid="ignore"):
-        flat = jnp.asarray(np.asarray(values, np.float32)).astype(jnp.bfloat16 if is_half else jnp.float32)
-    noised, published = contribution(clipping, [flat[:4].reshape(1, 2, 2), flat[4:].reshape(1, 2)])
-    assert norm64(noised) <= float(clipping.sensitivity) * BOUND
-    assert norm64(published) <= float(clipping.sensitivity) * BOUND
-    if not np.all(np.isfinite(np.asarray(flat, np.float64))):
-        assert norm64(noised) == 0.0
+def clipped(clipping, params, gradient):
+    return private_gradient_of(clipping).clipped_sum(params, tuple(x[None] for x in gradient)).reveal()
 
 
 def test_reference_values_of_psac():
@@ -238,14 +217,12 @@ def test_the_adapted_norm_is_used_and_noise_follows_it(model):
 # --- with every engine ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("clipping", ["group", "group-optimal", "adaptive-groups", "psac"])
+@pytest.mark.parametrize("clipping", [dpx.GroupClipping(GROUPS), dpx.AdaptiveClipping(GROUPS), dpx.PSACClipping(0.5)])
 def test_engines_agree(clipping):
-    from conftest import CLIPPINGS
-
     model, batch = make_model(), make_batch()
     mask = np.arange(8) != 2
     totals = [
-        dpx.PrivateGradient(loss, CLIPPINGS[clipping], dpx.IndependentGaussian(1.0), method=method)
+        dpx.PrivateGradient(loss, clipping, dpx.IndependentGaussian(1.0), method=method)
         .clipped_sum(model, batch, mask=mask)
         .reveal()
         for method in (dpx.Vectorized(), dpx.Ghost(3))

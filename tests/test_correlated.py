@@ -12,19 +12,13 @@ import pytest
 from jax.sharding import AxisType
 
 import dpx
+import registry
 from conftest import assert_trees_close, assert_trees_equal
 
 STEPS = 6
-STRATEGIES = {
-    "identity": dpx.Identity(),
-    "banded": dpx.BandedToeplitz([1.0, 0.6, 0.3]),
-    "column-normalized": dpx.ColumnNormalizedBanded([1.0, 0.6, 0.3], STEPS),
-    "banded-inverse": dpx.BandedInverse.square_root(3),
-    "geometric": dpx.GeometricStrategy(0.7),
-    "square-root": dpx.SquareRootToeplitz(STEPS),
-    "dense": dpx.DenseStrategy.optimize(STEPS),
-    "tree": dpx.TreeAggregation(STEPS),
-}
+BANDED = dpx.BandedToeplitz([1.0, 0.6, 0.3])
+DENSE = dpx.DenseStrategy(np.tril(np.ones((STEPS, STEPS))))
+STRATEGIES = registry.by_name([r for r in registry.STRATEGIES if not r.is_variant and not r.has_signs])
 PARTICIPATION = dpx.Participation(3, 2)
 
 
@@ -49,22 +43,6 @@ def stream(private_grad, model, batch, key, steps=STEPS):
     )
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_noise_has_the_covariance_of_its_strategy(name):
-    strategy, width = STRATEGIES[name], 40_000
-    _, x = stream(*make(strategy, width), jr.key(3))
-    inverse = np.linalg.inv(strategy.materialize(STEPS))
-    sensitivity = strategy.sensitivity(STEPS, *PARTICIPATION)
-    scale = 2.0 * 0.5 * sensitivity / 4.0
-    expected = scale**2 * inverse @ inverse.T
-    x = np.asarray(x, np.float64)
-    measured = x @ x.T / width
-    # entry (i, j) of a sample covariance has variance (C_ii C_jj + C_ij^2) / n; 7 standard deviations are passed once in 1e11
-    deviation = np.sqrt((np.outer(np.diag(expected), np.diag(expected)) + expected**2) / width)
-    assert np.abs((measured - expected) / deviation).max() < 7
-    assert np.abs((measured * 1.05 - expected) / deviation).max() > 5  # the test sees 5 %
-
-
 @pytest.mark.parametrize("strategy", [dpx.GeometricStrategy(0.7), dpx.BandedInverse.square_root(4), dpx.Identity()])
 def test_replay_is_the_buffered_stream_without_buffers(strategy):
     key = jr.key(8)
@@ -74,10 +52,19 @@ def test_replay_is_the_buffered_stream_without_buffers(strategy):
     assert replayed[0].noise == ()
 
 
-@pytest.mark.parametrize("name", ["column-normalized", "square-root", "dense", "tree"])
-def test_noise_never_repeats_past_the_horizon(name):
-    private_grad, model, batch = make(STRATEGIES[name], steps=None)
-    assert private_grad.steps == STRATEGIES[name].steps
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        dpx.ColumnNormalizedBanded([1.0, 0.6, 0.3], STEPS),
+        dpx.SquareRootToeplitz(STEPS),
+        DENSE,
+        dpx.TreeAggregation(STEPS),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_noise_never_repeats_past_the_horizon(strategy):
+    private_grad, model, batch = make(strategy, steps=None)
+    assert private_grad.steps == strategy.steps
     state, x = stream(private_grad, model, batch, jr.key(0), STEPS + 2)
     assert np.isfinite(x[:STEPS]).all() and np.isnan(x[STEPS:]).all()
     with pytest.raises(RuntimeError, match="budget"):
@@ -135,10 +122,12 @@ def test_a_donated_step_neither_copies_nor_tests_its_buffers(strategy):
     assert temporary(correlated) <= temporary(dpx.IndependentGaussian(2.0)) + 1.5
 
 
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "identity"])
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_a_buffer_that_is_not_finite_is_flagged_by_the_gradients(name):
     private_grad, model, batch = make(STRATEGIES[name], 3)
     state = private_grad.init(model, key=jr.key(0))
+    if not jax.tree.leaves(state.noise):
+        return  # there is nothing to break
     for _ in range(2):
         _, state, _ = private_grad(model, batch, state)
     state.raise_if_failed()
@@ -151,8 +140,8 @@ def test_a_buffer_that_is_not_finite_is_flagged_by_the_gradients(name):
 
 def test_mechanisms_are_the_same_on_four_devices():
     mesh = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Explicit,))
-    for name in ("banded", "geometric", "tree"):
-        private_grad, model, batch = make(STRATEGIES[name], 8)
+    for strategy in (BANDED, dpx.GeometricStrategy(0.7), dpx.TreeAggregation(STEPS)):
+        private_grad, model, batch = make(strategy, 8)
         _, x = stream(private_grad, model, batch, jr.key(1))
         with jax.set_mesh(mesh):
             sharded = jax.device_put(model, jax.P("model"))
@@ -162,7 +151,7 @@ def test_mechanisms_are_the_same_on_four_devices():
 
 
 def test_a_stopped_run_goes_on_bit_for_bit():
-    private_grad, model, batch = make(STRATEGIES["banded"], 3)
+    private_grad, model, batch = make(BANDED, 3)
     _, whole = stream(private_grad, model, batch, jr.key(2))
     state, first = stream(private_grad, model, batch, jr.key(2), 3)
     rows = []
@@ -182,7 +171,7 @@ def test_amplified_plans_reproduce_the_reference():
 
 
 def test_amplified_event_and_scale_speak_of_the_same_participation():
-    strategy = STRATEGIES["banded"]
+    strategy = BANDED
     plan = dpx.dp_mf(1000, 10, 100, strategy=strategy, noise_multiplier=1.5, clipping=dpx.FlatClipping(0.5))
     assert plan.event == da.SelfComposedDpEvent(da.PoissonSampledDpEvent(0.03, da.GaussianDpEvent(1.5)), 34)
     private_grad = plan.private_gradient(lambda m, x: jnp.sum(m * x))
@@ -227,15 +216,15 @@ def test_shuffled_independent_noise_is_composed_over_participations():
             lambda: dpx.dp_mf(1000, 10, 50, strategy=dpx.SquareRootToeplitz(), amplified=True, noise_multiplier=1.0),
             "needs a banded",
         ),
-        (lambda: dpx.dp_mf(1000, 10, 7, strategy=STRATEGIES["dense"], noise_multiplier=1.0), "must agree"),
-        (lambda: dpx.dp_mf(1000, 10, 5, strategy=STRATEGIES["dense"], noise_multiplier=1.0), "must agree"),
+        (lambda: dpx.dp_mf(1000, 10, 7, strategy=DENSE, noise_multiplier=1.0), "must agree"),
+        (lambda: dpx.dp_mf(1000, 10, 5, strategy=DENSE, noise_multiplier=1.0), "must agree"),
         (lambda: dpx.dp_mf(1000, 200, 50, bands=8, amplified=True, noise_multiplier=1.0), "cycle_length"),
         (
             lambda: (
                 dpx.PrivacyPlan(
                     dpx.PoissonSampler(100, 10, 5),
                     dpx.FlatClipping(1.0),
-                    dpx.CorrelatedGaussian(STRATEGIES["banded"], 1.0),
+                    dpx.CorrelatedGaussian(BANDED, 1.0),
                 ).event
             ),
             "plain Poisson sampling",
@@ -245,7 +234,7 @@ def test_shuffled_independent_noise_is_composed_over_participations():
                 dpx.PrivacyPlan(
                     dpx.CyclicPoissonSampler(100, 10, 5, 2),
                     dpx.FlatClipping(1.0),
-                    dpx.CorrelatedGaussian(STRATEGIES["banded"], 1.0),
+                    dpx.CorrelatedGaussian(BANDED, 1.0),
                 ).event
             ),
             "at most that many bands",
@@ -256,8 +245,8 @@ def test_shuffled_independent_noise_is_composed_over_participations():
             ),
             "none can be added or removed",
         ),
-        (lambda: dpx.CorrelatedGaussian(STRATEGIES["banded"], replay=True), "not banded"),
-        (lambda: make(STRATEGIES["dense"], steps=7), "horizon"),
+        (lambda: dpx.CorrelatedGaussian(BANDED, replay=True), "not banded"),
+        (lambda: make(DENSE, steps=7), "horizon"),
     ],
 )
 def test_bad_input(make_plan, match):
@@ -266,6 +255,6 @@ def test_bad_input(make_plan, match):
 
 
 def test_steps_must_be_known():
-    private_grad, model, batch = make(STRATEGIES["banded"], steps=None)
+    private_grad, model, batch = make(BANDED, steps=None)
     with pytest.raises(ValueError, match="for how many steps"):
         private_grad(model, batch, private_grad.init(model))

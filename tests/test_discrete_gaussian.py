@@ -17,10 +17,10 @@ from scipy import stats
 
 import dpx
 from conftest import assert_trees_close, assert_trees_equal, loss, make_batch, make_model, naive_clipped_sum
-from dpx._wide import add, multiply
 from dpx.noise import Rounding
 from dpx.noise._discrete import discrete_gaussian
 from dpx.noise._rounding import squared_norms
+from dpx.random._wide import add, multiply
 
 NOISE = dpx.DiscreteGaussian(1.5)
 MASK = np.array([1, 0, 1, 1, 1, 1, 0, 1], bool)

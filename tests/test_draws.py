@@ -12,8 +12,8 @@ from jax.sharding import AxisType
 from scipy import special, stats
 
 import dpx
-from dpx._draws import _draw, draw, laplace_from_words, normal_from_words, words
 from dpx.random import CHACHA20
+from dpx.random._draws import _draw, draw, laplace_from_words, normal_from_words, words
 from dpx.sharding import laplace_like, normal_like
 
 COLLECTIVES = re.compile(r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(-start)?\(")
@@ -155,7 +155,7 @@ def test_parts_make_the_whole(kind, shape):
 @pytest.mark.parametrize("kind", ["threefry", "chacha"])
 def test_positions_beyond_32_bits_have_words_of_their_own(kind):
     """As one part after the other counts them, with the carry into the upper half."""
-    from dpx._draws import _of_blocks
+    from dpx.random._draws import _of_blocks
 
     key = jr.key(1, impl=KEYS[kind])
     low, high = jnp.array([5, 5, 6], jnp.uint32), jnp.array([0, 1, 0], jnp.uint32)

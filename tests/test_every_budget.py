@@ -205,7 +205,7 @@ def test_guarantee_small_deltas_survive_transforms(steps):
 
 def test_guarantee_tilted_transforms_are_above_exact_sums():
     """Of a loss with two values: a binomial distribution, whose tail scipy knows."""
-    from dpx.accounting._distributions import Aim, LossPmf
+    from dpx.accounting.losses._pmf import Aim, LossPmf
 
     p, count = 0.02, 400
     one = LossPmf(0.5, 0, np.array([1 - p, p]), 0.0)

@@ -11,7 +11,7 @@ from scipy import stats
 
 import dpx
 from dpx import accounting
-from dpx._events import (
+from dpx.events import (
     CoupledDpEvent,
     FixedSizeSampledGaussianDpEvent,
     GaussianMixtureOfBinsDpEvent,
@@ -198,7 +198,7 @@ def test_a2_fixed_sizes_of_dp_accounting_cost_what_they_cost_wherever_they_stand
 
 def test_guarantee_a_divergence_that_rounding_made_negative_proves_nothing():
     # dp_accounting answers 0 where its sum came out below 1
-    from dpx.accounting._renyi_accountant import renyi_curve
+    from dpx.accounting._renyi import renyi_curve
 
     event = Poisson(1e-9, Gaussian(100.0))
     curve = renyi_curve(event, "add_or_remove_one")

@@ -10,7 +10,7 @@ import pytest
 from scipy import integrate, special, stats
 
 import dpx
-from dpx import _events, accounting
+from dpx import accounting, events
 from dpx.accounting import PrivacyFilter, PrivacyLedger
 
 GAUSSIAN = da.GaussianDpEvent
@@ -28,11 +28,11 @@ EVERY_KIND = [
     da.dp_event.RepeatAndSelectDpEvent(GAUSSIAN(3.0), 4.0, math.inf),
     da.dp_event.MixtureOfGaussiansDpEvent(1.0, [0.0, 1.0], [0.7, 0.3]),
     da.NonPrivateDpEvent(),
-    _events.RandomAllocationDpEvent(2.0, 10),
-    _events.FixedSizeSampledGaussianDpEvent(100, 10, 2.0, False),
-    _events.GaussianMixtureOfBinsDpEvent(1.0, ((1.0, 0.1), (0.1, 1.0))),
-    _events.MinSepSampledDpEvent(1.0, (0.8, 0.6), 20, 2, 0.1, True),
-    _events.CoupledDpEvent(SAMPLED, 1e-9),
+    events.RandomAllocationDpEvent(2.0, 10),
+    events.FixedSizeSampledGaussianDpEvent(100, 10, 2.0, False),
+    events.GaussianMixtureOfBinsDpEvent(1.0, ((1.0, 0.1), (0.1, 1.0))),
+    events.MinSepSampledDpEvent(1.0, (0.8, 0.6), 20, 2, 0.1, True),
+    events.CoupledDpEvent(SAMPLED, 1e-9),
 ]
 
 

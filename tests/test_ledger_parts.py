@@ -8,7 +8,6 @@ import pytest
 from scipy import stats
 
 import dpx
-from dpx._events import FixedSizeSampledGaussianDpEvent
 from dpx.accounting import (
     Accountable,
     PrivacyFilter,
@@ -19,6 +18,7 @@ from dpx.accounting import (
     search_epsilon,
     search_event,
 )
+from dpx.events import FixedSizeSampledGaussianDpEvent
 
 GAUSSIAN = da.GaussianDpEvent
 SITES = ("bern", "oslo", "rome", "lima", "cork")

@@ -10,7 +10,7 @@ from scipy.special import comb, logsumexp
 
 import dpx
 from dpx import accounting
-from dpx.accounting._poisson_renyi import sampled_divergences, sampled_zcdp
+from dpx.accounting.losses._zcdp import sampled_divergences, sampled_zcdp
 
 ORDERS = np.array([2, 3, 4, 5, 8, 16, 33, 64], float)
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import dpx
-from dpx import _events as events
+from dpx import events
 from dpx.sampling import (
     BallsInBinsSampler,
     FixedSizeSampler,
@@ -167,7 +167,7 @@ def test_min_sep_failure_probability_bounds_that_of_cutting():
         MinSepSampler(2000, 50, 400, 10, max_batch_size=60).event(GAUSSIAN, 1, 300)
 
 
-STRATEGIES = {
+SUMMED = {
     "toeplitz": dpx.BandedToeplitz((1.0, 0.6, 0.3)),
     "more-bands-than-bins": dpx.BandedToeplitz(np.linspace(1, 0.1, 10)),
     "column-normalized": dpx.ColumnNormalizedBanded((1.0, 0.5, 0.2), 17),
@@ -175,9 +175,9 @@ STRATEGIES = {
 }
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", SUMMED)
 def test_gram_matrix_of_bins_is_that_of_summed_columns(name):
-    strategy = STRATEGIES[name]
+    strategy = SUMMED[name]
     for steps, bins in itertools.product((1, 3, 5, 17), (2, 5, 20)):
         matrix = strategy.materialize(17)[:steps, :steps]
         columns = np.array([matrix[:, j::bins].sum(1) for j in range(bins)])

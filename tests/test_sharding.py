@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType
 
 import dpx
-from conftest import METHODS, assert_trees_close, assert_trees_equal, loss, make_batch, make_model
+from conftest import assert_trees_close, assert_trees_equal, loss, make_batch, make_model
 
 P = jax.P
 COLLECTIVES = re.compile(r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(-start)?\(")
@@ -45,10 +45,10 @@ def put(model, batch, parameters, examples):
         ((4,), ("data",), P(None, "data")),  # parameters on the batch's own axis (FSDP)
     ],
 )
-@pytest.mark.parametrize("method", ["vectorized", "microbatch-3", "auto"])
+@pytest.mark.parametrize("method", [dpx.Vectorized(), dpx.Vectorized(3), dpx.Auto()], ids=repr)
 def test_explicit_mesh_gives_the_result_of_one_device(shape, names, weight, method):
     model, batch = make_model(), make_batch()
-    private_grad = private_gradient(METHODS[method])
+    private_grad = private_gradient(method)
     key = jr.key(2)
     nobody = np.zeros(8, bool)
     reference = private_grad(model, batch, private_grad.init(model, key=key), mask=MASK)

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-import dpx.strategies as strategies
+import registry
 from dpx.strategies import (
-    AbstractStrategy,
     BandedInverse,
     BandedToeplitz,
     BufferedToeplitz,
@@ -29,101 +28,12 @@ from dpx.strategies import (
 from dpx.strategies._buffered_optimize import closed_form_error, squared_sensitivity as buffered_sensitivity
 from dpx.strategies._optimize import banded_error, inverse_banded_error, squared_sensitivity
 from dpx.strategies._sensitivity import best_pattern, gram_sensitivity, toeplitz, toeplitz_sensitivity
+from registry import random_lower
 
-N = 9  # horizon of the bounded strategies of the registry
-
-
-def random_lower(size, seed=0, bands=None):
-    matrix = np.tril(np.random.default_rng(seed).normal(size=(size, size)) / 3)
-    np.fill_diagonal(matrix, 1.0)
-    return matrix if bands is None else matrix - np.tril(matrix, -bands)
-
-
-# a new strategy adds a line here
-STRATEGIES: dict[str, AbstractStrategy] = {
-    "identity": Identity(),
-    "banded-1": BandedToeplitz([2.0]),
-    "banded-3": BandedToeplitz([1.0, 0.5, 0.25]),
-    "banded-3-scaled": BandedToeplitz([2.0, 1.0, 0.3]),
-    "banded-3-signs": BandedToeplitz([1.0, -0.4, 0.6]),
-    "banded-optimised": BandedToeplitz.optimize(N, 4),
-    "normalized-1": ColumnNormalizedBanded([3.0], N),
-    "normalized-3": ColumnNormalizedBanded([1.0, 0.5, 0.25], N),
-    "normalized-rising": ColumnNormalizedBanded([1.0, 0.5, 0.9, 0.1], N),
-    "inverse-1": BandedInverse([0.5]),
-    "inverse-2": BandedInverse.square_root(2),
-    "inverse-5": BandedInverse.square_root(5),
-    "inverse-optimised": BandedInverse.optimize(N, 3, min_separation=3, max_participations=3),
-    "inverse-signs": BandedInverse([1.0, 0.5, -0.2]),
-    "geometric": GeometricStrategy(0.8),
-    "geometric-0": GeometricStrategy(0.0),
-    "geometric-1": GeometricStrategy(1.0),
-    "geometric-bounded": GeometricStrategy(0.7, steps=N),
-    "geometric-normalized": GeometricStrategy(0.8, normalize_columns=True, steps=N),
-    "geometric-normalized-1": GeometricStrategy(1.0, normalize_columns=True, steps=N),
-    "geometric-normalized-0": GeometricStrategy(0.0, normalize_columns=True, steps=N),
-    "square-root": SquareRootToeplitz(N),
-    "square-root-momentum": SquareRootToeplitz(N, momentum=0.9, weight_decay=0.1),
-    "buffered-1": BufferedToeplitz([0.9], [0.4]),
-    "buffered-3": BufferedToeplitz([0.95, 0.6, 0.0], [0.1, 0.3, 0.2]),
-    "buffered-signs": BufferedToeplitz([0.9, 0.3], [0.9, -0.7]),
-    "buffered-optimised": BufferedToeplitz.optimize(N, 2),
-    "dense": DenseStrategy(random_lower(N)),
-    "dense-banded": DenseStrategy(random_lower(N, bands=3)),
-    "dense-optimised": DenseStrategy.optimize(N),
-    "tree-naive": TreeAggregation(N, honaker=False),
-    "tree-honaker": TreeAggregation(N),
-    "tree-restarts": TreeAggregation(N, restart_every=4),
-    "tree-tight": TreeAggregation(N, restart_every=3, tight=True),
-}
+N = registry.HORIZON
+STRATEGIES = registry.by_name(registry.STRATEGIES)
 each_strategy = pytest.mark.parametrize("name", STRATEGIES)
-# variants of a class that others of its stand for where every name costs a compilation
-VARIANTS = {
-    "banded-1",
-    "banded-3-scaled",
-    "banded-optimised",
-    "normalized-1",
-    "inverse-1",
-    "inverse-2",
-    "inverse-optimised",
-    "geometric-0",
-}
-VARIANTS |= {
-    "geometric-1",
-    "geometric-bounded",
-    "geometric-normalized-1",
-    "geometric-normalized-0",
-    "square-root-momentum",
-    "buffered-1",
-}
-VARIANTS |= {"buffered-optimised", "dense-banded", "dense-optimised", "tree-naive", "tree-tight", "normalized-rising"}
-each_compiled = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in STRATEGIES]
-)
-each_class = pytest.mark.parametrize("name", {type(s): name for name, s in STRATEGIES.items()}.values())
-BOUNDED = [name for name, s in STRATEGIES.items() if s.steps is not None]
-REPLAYED = [name for name, s in STRATEGIES.items() if s.replay_depth is not None]
-# what the theorems say is exact for any participation; one participation and disjoint bands are exact for all but the loose trees
-EXACT = (
-    "identity",
-    "banded-1",
-    "banded-3",
-    "banded-3-scaled",
-    "banded-optimised",
-    "inverse-2",
-    "inverse-5",
-    "geometric",
-)
-EXACT += (
-    "geometric-0",
-    "geometric-1",
-    "square-root",
-    "square-root-momentum",
-    "buffered-1",
-    "buffered-3",
-    "buffered-optimised",
-)
-LOOSE = ("tree-honaker", "tree-restarts")
+each_class = pytest.mark.parametrize("name", [r.name for r in registry.STRATEGIES if not r.is_variant])
 
 
 def draw(seed, steps):
@@ -172,54 +82,12 @@ def brute_force(matrix, separation, k):
     return math.sqrt(np.square(u[allowed] @ matrix.T).sum(1).max())
 
 
-# --- the stream
-
-
-@each_compiled
-def test_the_stream_is_the_inverse_of_the_matrix_times_independent_noise(name):
-    strategy = STRATEGIES[name]
-    # a strategy without a horizon wraps around its ring several times
-    z = draw(0, N if name in BOUNDED or "signs" in name else 40)
-    assert_is_inverse(strategy, z, stream(strategy, z))
-
-
 def test_deep_rings_are_read_in_one_product():
     strategy = BandedToeplitz.square_root(80)
     z = draw(2, 170)["a"]
     assert_is_inverse(strategy, z, stream(strategy, z))
     tree = TreeAggregation(170, restart_every=40)
     assert_is_inverse(tree, z, stream(tree, z))
-
-
-@each_strategy
-def test_materialized_matrices_are_lower_triangular_with_positive_diagonal(name):
-    strategy = STRATEGIES[name]
-    matrix = strategy.materialize(N)
-    assert matrix.dtype == np.float64 and matrix.shape == (N, N)
-    assert not np.triu(matrix, 1).any() and (np.diag(matrix) > 0).all()
-    # a shorter run is the beginning of a longer one
-    np.testing.assert_allclose(strategy.materialize(4), matrix[:4, :4], atol=1e-12)
-
-
-@each_strategy
-def test_declared_bands_and_replay_depth_are_those_of_the_matrix(name):
-    strategy = STRATEGIES[name]
-    matrix = strategy.materialize(N)
-    if strategy.bands is not None:
-        assert not np.tril(matrix, -strategy.bands).any()
-    if strategy.replay_depth is not None:
-        assert np.abs(np.tril(np.linalg.inv(matrix), -strategy.replay_depth - 1)).max() < 1e-12
-
-
-@each_class
-def test_jit_is_eager(name):
-    strategy, z = STRATEGIES[name], draw(3, 2)["a"]
-    step, buffers = jax.jit(strategy.step), strategy.init(z[0])
-    for t in range(2):
-        jitted = step(z[t], buffers)
-        eager, buffers = strategy.step(z[t], buffers)
-        for a, b in zip(jax.tree.leaves((eager, buffers)), jax.tree.leaves(jitted), strict=True):
-            np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6)
 
 
 @each_class
@@ -231,30 +99,13 @@ def test_vmap_is_stack(name):
         assert_is_inverse(strategy, z, x)
 
 
-@pytest.mark.parametrize("name", BOUNDED)
-def test_noise_past_the_horizon_is_nan(name):
-    x = stream(STRATEGIES[name], draw(6, N + 3)["a"])
-    assert np.isfinite(x[:N]).all() and np.isnan(x[N:]).all()
-
-
-@pytest.mark.parametrize("name", REPLAYED)
-def test_replay_needs_no_buffers(name):
-    strategy, z = STRATEGIES[name], draw(7, N)
-
-    def again(step):
-        def draw_again(x, age):
-            # what lies before the first step must not matter
-            return jnp.where(age <= step, x[jnp.maximum(step - age, 0)], jnp.full_like(x[0], jnp.nan))
-
-        return strategy.replay(lambda age: jax.tree.map(lambda x: draw_again(x, age), z), step)
-
-    assert_is_inverse(strategy, z, jax.lax.map(again, jnp.arange(N, dtype=jnp.int32)))
-
-
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in REPLAYED])
+@each_class
 def test_replay_is_refused_where_the_inverse_is_not_banded(name):
+    strategy = STRATEGIES[name]
+    if strategy.replay_depth is not None:
+        return
     with pytest.raises(ValueError, match="not banded"):
-        STRATEGIES[name].replay(lambda age: jnp.zeros(2), jnp.array(0))
+        strategy.replay(lambda age: jnp.zeros(2), jnp.array(0))
 
 
 def test_replay_past_the_horizon_is_nan():
@@ -323,21 +174,6 @@ def test_buffers_shard_like_the_noise_and_give_the_same_bits(name):
 
 
 # --- sensitivity
-
-
-@each_strategy
-def test_sensitivity_is_at_least_brute_force_and_equal_where_a_theorem_says_so(name):
-    strategy = STRATEGIES[name]
-    for steps in (N, 6):
-        matrix = strategy.materialize(steps)
-        for separation, k in itertools.product((1, 2, 3, 4, N), (1, 2, 3, N)):
-            claimed, truth = strategy.sensitivity(steps, separation, k), brute_force(matrix, separation, k)
-            assert claimed >= truth * (1 - 1e-12), (steps, separation, k)
-            disjoint = strategy.bands is not None and strategy.bands <= separation
-            if name in EXACT or (name not in LOOSE and (k == 1 or disjoint)):
-                assert claimed == pytest.approx(truth, rel=1e-9), (steps, separation, k)
-            assert claimed <= k * strategy.sensitivity(steps) * (1 + 1e-9)
-        assert strategy.sensitivity(steps, 2, None) == strategy.sensitivity(steps, 2, 100)
 
 
 @given(
@@ -740,11 +576,6 @@ def test_strategies_are_static_hashable_and_comparable():
         strategy = DenseStrategy(random_lower(4))
         step(strategy, jnp.ones(2), strategy.init(jnp.ones(2)))
     assert len(traces) == 1
-
-
-def test_every_strategy_is_in_the_registry():
-    exported = {value for value in vars(strategies).values() if isinstance(value, type)}
-    assert exported - {AbstractStrategy} == {type(strategy) for strategy in STRATEGIES.values()}
 
 
 # --- several participations

@@ -1,5 +1,7 @@
 """Differentially private machine learning in JAX and Equinox."""
 
+from importlib.metadata import version as _version
+
 from . import (
     accounting as accounting,
     gradients as gradients,
@@ -8,6 +10,7 @@ from . import (
     random as random,
     sharding as sharding,
     strategies as strategies,
+    testing as testing,
 )
 from ._sensitive import Sensitive as Sensitive
 from ._types import Participation as Participation
@@ -70,3 +73,5 @@ from .strategies import (
     SquareRootToeplitz as SquareRootToeplitz,
     TreeAggregation as TreeAggregation,
 )
+
+__version__ = _version("dpx")

@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from ._rounding_up import rounded_up
 from ._types import RealScalarLike
 
 T = TypeVar("T")
@@ -152,13 +153,6 @@ def positive_scalar(call: str, value: RealScalarLike, why: str = "") -> Float[Ar
     if not np.isfinite(rounded):
         raise ValueError(f"`{call}` must fit into float32; got {number}.")
     return jnp.asarray(rounded)
-
-
-def rounded_up(number: float) -> np.float32:
-    """The least float32 that is not below `number`."""
-    with np.errstate(over="ignore"):
-        rounded = np.float32(number)
-    return np.nextafter(rounded, np.float32(np.inf)) if float(rounded) < number else rounded
 
 
 def integer(call: str, value: Any) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree
@@ -92,24 +93,43 @@ def additions(lengths: tuple[int, ...], group: int = _GROUP) -> int:
     return number + sum(max(0, math.prod(left[k] for k in stage) - 1) for stage in _stages(tuple(left), group))
 
 
-def settle(tree: PyTree, mask: Bool[Array, " batch"]) -> PyTree:
+def settle(tree: PyTree, inputs: PyTree) -> PyTree:
     """The same numbers, in memory: whoever reads them from here on reads the same bits.
 
     A compiler may compute a value once for each of its readers, and differently: with a fused multiply-add here and without one there, $ab - c$
     is once zero and once a rounding error. What is measured would then not be what is added up. No compiler sees through a loop whose
     number of turns (none) it does not know.
+
+    `inputs` is what the numbers were computed from. As long as a compiler does not know all of it, it does not know the number of turns.
     """
     leaves, treedef = jax.tree.flatten(tree)
     inexact = [k for k, x in enumerate(leaves) if jnp.issubdtype(x.dtype, jnp.inexact) and x.size]
-    if not inexact:
+    firsts = [_first_is_zero(x) for x in jax.tree.leaves(inputs) if isinstance(x, jax.Array) and x.size]
+    if not inexact or not firsts:
         return tree
     # a count is never negative, but that is not for the compiler to know
-    count = jnp.sum(mask.astype(jnp.int32))
+    count = jnp.sum(jnp.stack(firsts).astype(jnp.int32))
     turn = lambda carry: (carry[0] + 1, [-x for x in carry[1]])
     _, settled = lax.while_loop(lambda carry: carry[0] < 0, turn, (count, [leaves[k] for k in inexact]))
     for k, x in zip(inexact, settled, strict=True):
         leaves[k] = x
     return jax.tree.unflatten(treedef, leaves)
+
+
+def _first_is_zero(x: Array) -> Bool[Array, ""]:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jr.key_data(x)
+
+    def first(x):
+        one = lax.slice(x, (0,) * x.ndim, (1,) * x.ndim).reshape(())
+        return one == jnp.zeros((), x.dtype)
+
+    sharding = jax.typeof(x).sharding
+    if all(name is None for name in sharding.spec):
+        return first(x)
+    # a slice of a sharded axis is ambiguous under explicit axes
+    function: Any = jax.sharding.auto_axes(first, out_sharding=PartitionSpec())
+    return function(x)
 
 
 def norms_of(arrays: list[Inexact[Array, "batch ..."]], order: int) -> list[Float[Array, " batch"]]:

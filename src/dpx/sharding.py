@@ -10,8 +10,8 @@ import jax.random as jr
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Key, PyTree, Shaped, UInt32
 
-from ._draws import Law, draw, laplace_from_words, normal_from_words
 from ._tree import wide_dtype
+from .random import Law, draw, laplace_from_words, normal_from_words
 
 
 def _has_explicit_axes() -> bool:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import equinox as eqx
 
-from ._accountants import Adjacency
+from ._neighbours import Adjacency
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent

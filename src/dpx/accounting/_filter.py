@@ -10,8 +10,8 @@ import numpy as np
 
 from .._checks import at_least_zero, choice, nonempty_text, positive_float, positive_int, probability
 from .._types import RealScalarLike
-from ._accountants import Adjacency, check_adjacency
-from ._event_tree import canonical, parts
+from ..events import canonical, parts
+from ._neighbours import Adjacency, check_adjacency
 from ._renyi import ORDERS, renyi_divergences
 
 FilterAccountant = Literal["rdp", "gdp"]

@@ -1,52 +1,31 @@
 """The privacy ledger: what several private releases from the same data cost together."""
 
-import json
 import os
-import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 
 from .._checks import at_least_zero, described, flag, nonempty_text, positive_int, probability
+from .._files import write_text_atomically
 from .._round import round_epsilon, round_up
 from .._types import RealScalarLike
-from ._accountants import NEIGHBOURS, AccountantName, Adjacency, check_accountant, check_adjacency, delta, epsilon
-from ._event_tree import canonical, composed, from_jsonable, parts, to_jsonable
+from ..events import canonical, composed, parts
+from ._ledger_json import LedgerEntry, read, written
+from ._neighbours import NEIGHBOURS, AccountantName, Adjacency, check_accountant, check_adjacency
+from ._questions import delta, epsilon
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-_FORMAT = "dpx.accounting.PrivacyLedger"
-_VERSIONS = {
-    1: {"event", "count", "label"},
-    2: {"event", "count", "label", "part"},
-}  # and the fields of an entry; 2 has parts
 
 _MSG_MOVING_PARTS = (
     "`PrivacyLedger.spend(part={part!r})` under `adjacency='replace_one'`: a unit that is replaced by one of another part leaves one part and enters "
     "the other, so that both pay. If the part of every place in the data is public and fixed beforehand, and who is replaced keeps the place, say "
     "`PrivacyLedger('replace_one', fixed_parts=True)`; or use 'replace_special'."
 )
-
-
-class LedgerEntry(NamedTuple):
-    """One line of a ledger.
-
-    **Arguments:**
-
-    - `event`: what ran.
-    - `count`: how many times in a row.
-    - `label`: a note for the reader; it does not change the cost.
-    - `part`: the part of the data that it ran on; None for all of it.
-    """
-
-    event: "DpEvent"
-    count: int
-    label: str | None
-    part: str | None = None
 
 
 class PrivacyLedger(eqx.Module):
@@ -275,61 +254,17 @@ class PrivacyLedger(eqx.Module):
 
     def to_json(self) -> str:
         """The ledger as JSON, numbers to the last bit. Raises `ValueError` if an event is of a type that nobody could read again."""
-        version = 2 if self.parts or self.fixed_parts else 1  # what older versions can read stays as it was
-        record: dict[str, Any] = {
-            "format": _FORMAT,
-            "version": version,
-            "adjacency": self.adjacency,
-            "unit": self.unit,
-            "entries": [
-                {key: value for key, value in zip(LedgerEntry._fields, entry, strict=True) if key in _VERSIONS[version]}
-                | {"event": to_jsonable(entry.event)}
-                for entry in self.entries
-            ],
-        }
-        if version == 2:
-            record["fixed_parts"] = self.fixed_parts
-        return json.dumps(record, indent=2, allow_nan=False)
+        return written(self.adjacency, self.unit, self.entries, self.fixed_parts)
 
     @classmethod
     def from_json(cls, text: str) -> "PrivacyLedger":
         """The ledger that `to_json` wrote. Raises `ValueError`, saying what is wrong, for anything else."""
-        try:
-            record = json.loads(text)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"`PrivacyLedger.from_json(...)`: this is not JSON: {error}.") from None
-        if not isinstance(record, dict) or record.get("format") != _FORMAT:
-            raise ValueError(
-                f"`PrivacyLedger.from_json(...)`: this is no privacy ledger (`format` must be {_FORMAT!r})."
-            )
-        version = record.get("version")
-        if isinstance(version, bool) or version not in _VERSIONS:
-            raise ValueError(
-                f"`PrivacyLedger.from_json(...)`: version {version!r} of the format; this dpx reads versions {', '.join(map(str, _VERSIONS))}."
-            )
-        keys = {"format", "version", "adjacency", "unit", "entries"} | ({"fixed_parts"} if version == 2 else set())
-        is_typed = isinstance(record.get("entries"), list) and isinstance(record.get("unit"), str)
-        if set(record) != keys or not is_typed or not isinstance(record.get("fixed_parts", False), bool):
-            raise ValueError(
-                f"`PrivacyLedger.from_json(...)`: a ledger of version {version} has the fields {sorted(keys)}; got {sorted(record)}."
-            )
-        entries = tuple(_entry(e, _VERSIONS[version]) for e in record["entries"])
-        return cls(record["adjacency"], record["unit"], entries, fixed_parts=record.get("fixed_parts", False))
+        adjacency, unit, entries, fixed_parts = read(text)
+        return cls(adjacency, unit, entries, fixed_parts=fixed_parts)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the ledger: a crash leaves the old file or the new one, never half of one."""
-        path = Path(path)
-        text = self.to_json() + "\n"
-        handle, half = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(half, path)
-        except BaseException:
-            os.unlink(half)
-            raise
+        """Writes the ledger, for its owner alone to read: a crash leaves the old file or the new one, never half of one."""
+        write_text_atomically(path, self.to_json() + "\n", mode=0o600)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "PrivacyLedger":
@@ -344,15 +279,3 @@ def _first_steps(plan: Any, steps: Any) -> "DpEvent":
             "event that ran several times give `count=`."
         )
     return plan.event_after(steps)
-
-
-def _entry(record: Any, fields: set[str]) -> LedgerEntry:
-    if not isinstance(record, dict) or set(record) != fields:
-        raise ValueError(f"`PrivacyLedger.from_json(...)`: an entry has {', '.join(sorted(fields))}; got {record!r}.")
-    count, label, part = record["count"], record["label"], record.get("part")
-    if isinstance(count, bool) or not (label is None or isinstance(label, str)):
-        raise ValueError(
-            f"`PrivacyLedger.from_json(...)`: an entry has an integer count and a text label; got {record!r}."
-        )
-    count = positive_int("PrivacyLedger.from_json(...): count", count)
-    return LedgerEntry(from_jsonable(record["event"]), count, label, part)

@@ -2,25 +2,20 @@ r"""Brackets: beside the upper bound on epsilon, a lower bound of the same mecha
 
 import functools
 import math
-import secrets
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .._checks import probability
-from ._accountants import AccountantName, Adjacency, check_adjacency, epsilon as upper_epsilon
-from ._attacks import attacks, sampled_discrete_gaussian
-from ._event_tree import canonical, composed, parts
-from ._fixed_size import gaussian_profile
-from ._optimistic import AbstractPair, lower_epsilon, rough_epsilon
+from ..events import canonical, composed, parts, uncoupled
+from ._neighbours import AccountantName, Adjacency, check_adjacency
+from ._questions import epsilon as upper_epsilon
+from ._rules import rule_of
+from .losses._optimistic import lower_epsilon, rough_epsilon
+from .losses._pair import NOTHING, AbstractPair, sampled_discrete_gaussian
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
 _GOAL = 4e-3  # relative gap at which a finer grid is no longer tried
-_SAMPLES = (2**20, 2**23)
-_FAILURE = 1e-8
-_OCTAVE = 1024  # epsilons that samples are asked about
 _MSG_FAULT = (
     "The bounds on epsilon contradict each other: {upper!r} from above, {lower!r} from below, of {event} under `adjacency={adjacency!r}` at delta "
     "{delta!r}. One of them is wrong; rely on neither and report this to the authors of dpx."
@@ -99,7 +94,8 @@ def attained_epsilon(
     delta = probability("delta", delta)
     check_adjacency(adjacency)
     event = canonical(event)
-    coupling, plain = _uncoupled(event)
+    coupling, leaves = uncoupled(event)
+    plain = composed(leaves)
     found = _attained(plain, delta, adjacency, upper)
     if not coupling or found == 0:
         return found
@@ -116,42 +112,24 @@ def attained_discrete_gaussian(
     return best_attack([(((pair,), (pair.swapped,)), count)], delta, upper)
 
 
-def _uncoupled(event: Any) -> tuple[float, Any]:
-    """The failure probabilities of all couplings together, and the event without them."""
-    from .._events import CoupledDpEvent
-
-    total = 0.0
-    plain: list[tuple[Any, int]] = []
-    for part, count in parts(event):
-        if isinstance(part, CoupledDpEvent):
-            inner, without = _uncoupled(part.event)
-            total += count * (inner + part.failure_probability)
-            plain.extend((e, count * n) for e, n in parts(without))
-        else:
-            plain.append((part, count))
-    return total, composed(tuple(plain))
-
-
 @functools.lru_cache(maxsize=256)
 def _attained(event: Any, delta: float, adjacency: Adjacency, upper: float) -> float:
     import dp_accounting as da
-
-    from .._events import MinSepSampledDpEvent
 
     pairs = parts(composed(parts(event)))
     if any(isinstance(e, da.NonPrivateDpEvent) for e, _ in pairs):
         return math.inf
     if any(isinstance(e, da.GaussianDpEvent | da.LaplaceDpEvent) and e.noise_multiplier == 0 for e, _ in pairs):
         return math.inf
-    if len(pairs) == 1:
-        only, count = pairs[0]
-        if isinstance(only, da.GaussianDpEvent):
-            return gaussian_epsilon(
-                only.noise_multiplier / math.sqrt(count) / (2 if adjacency == "replace_one" else 1), delta
-            )
-        if isinstance(only, MinSepSampledDpEvent) and count == 1:
-            return 0.0 if adjacency == "replace_one" else _sampled_epsilon(only, delta)
-    return best_attack([(attacks(e, adjacency), count) for e, count in pairs], delta, upper)
+    rules = [rule_of(e) for e, _ in pairs]
+    if len(pairs) == 1 and rules[0].attained is not None:
+        found = rules[0].attained(*pairs[0], adjacency, delta)
+        if found is not None:
+            return found
+    reached = [
+        (NOTHING if r.attacks is None else r.attacks(e, adjacency), n) for r, (e, n) in zip(rules, pairs, strict=True)
+    ]
+    return best_attack(reached, delta, upper)
 
 
 def best_attack(composition: Any, delta: float, upper: float = math.inf) -> float:
@@ -178,70 +156,3 @@ def best_attack(composition: Any, delta: float, upper: float = math.inf) -> floa
                 break
             before = found
     return found
-
-
-def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
-    """From below, by the exact formula (Balle and Wang 2018)."""
-    from dp_accounting import get_epsilon_gaussian
-
-    multiplier = noise_multiplier * (1 + 1e-9)
-    found = max(0.0, float(get_epsilon_gaussian(multiplier, delta)) * (1 - 1e-9) - 1e-12)
-    # its own tolerance is absolute: what it finds is checked, and lowered if need be
-    for _ in range(60):
-        if found == 0 or gaussian_profile(np.array([found]), multiplier)[0] > delta * (1 + 1e-11):
-            return found
-        found = max(0.0, found * (1 - 1e-7) - 1e-12)
-    return 0.0
-
-
-def _sampled_epsilon(event: Any, delta: float) -> float:
-    """b-min-sep sampling, whose likelihood ratios are simulated: too large with probability 1e-8 at most, whatever is asked."""
-    from ._monte_carlo import min_sep_losses
-
-    samples = _SAMPLES[0]
-    while samples < _SAMPLES[1] and samples * delta < 80:
-        samples *= 2
-    structure = (event.coefficients, event.steps, event.min_separation, event.sampling_probability, event.is_warm)
-    remove, add = min_sep_losses(
-        event.noise_multiplier, *structure, samples=samples, seed=_seed(event.noise_multiplier, structure)
-    )
-    raised = 2 * (1e-4 + event.steps * 2.0**-21)  # by half of that they were rounded up, and by half they may be wrong
-    room = math.log(2 * 20 * _OCTAVE / _FAILURE) / samples
-    found = 0.0
-    for losses in (remove, add):
-        losses = np.sort(losses[np.isfinite(losses)] - raised)[::-1]
-        losses = losses[losses > 0]
-
-        def is_above(place: int, losses: np.ndarray = losses) -> bool:
-            epsilon = 2.0 ** (place / _OCTAVE)
-            mean = float(-np.expm1(np.minimum(epsilon - losses, 0.0)).sum()) / samples
-            return _kl_lower(mean, room) > delta
-
-        low, high = -10 * _OCTAVE, 10 * _OCTAVE
-        if not is_above(low):
-            continue
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if is_above(middle) else (low, middle)
-        found = max(found, 2.0 ** (low / _OCTAVE))
-    return found
-
-
-@functools.lru_cache(maxsize=64)
-def _seed(multiplier: float, structure: Any) -> int:
-    """A secret of its own: the samples of the upper bound decide nothing here."""
-    del multiplier, structure
-    return secrets.randbits(128)
-
-
-def _kl_lower(mean: float, room: float) -> float:
-    """The least mean of which samples of this mean are not yet a surprise (Chernoff and Hoeffding)."""
-    low, high = 0.0, mean
-    for _ in range(100):
-        middle = 0.5 * (low + high)
-        if not 0 < middle < mean:
-            break
-        divergence = mean * math.log(mean / middle)
-        divergence += (1 - mean) * math.log((1 - mean) / (1 - middle)) if mean < 1 else 0.0
-        low, high = (low, middle) if divergence <= room else (middle, high)
-    return low

@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
 
+from .._files import write_text_atomically
 from .._round import round_epsilon, round_up
 from ..clipping import FlatClipping
 from ..noise import AbstractNoise, CorrelatedGaussian, IndependentGaussian
@@ -216,10 +216,7 @@ def report(
     if epsilon is not None:
         plan = plan.calibrate(epsilon, delta)
     found = plan.report(delta, in_clip_norms=options.clip_norm is None)
-    out.mkdir(parents=True, exist_ok=True)
-    half = out / f".{os.getpid()}-report.json"  # a crash leaves the old file or the new one
-    half.write_text(json.dumps(finite(found), indent=2, allow_nan=False) + "\n")
-    os.replace(half, out / "report.json")
+    write_text_atomically(out / "report.json", json.dumps(finite(found), indent=2, allow_nan=False) + "\n")
     plan.plot(out / "privacy.png", delta)
     if as_json:
         _print_json(found)

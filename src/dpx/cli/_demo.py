@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .._checks import positive_float
-from .._files import write_atomically
+from .._files import write_atomically, write_text_atomically
 from .._round import round_up
 from ..clipping import FlatClipping, NoClipping
 from ..gradients import Vectorized
@@ -82,7 +82,7 @@ def run(
         "curve": curve,
         "baseline_curve": plain,
     }
-    write_atomically(out / "report.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
+    write_text_atomically(out / "report.json", json.dumps(report, indent=2) + "\n")
     write_atomically(out / "curve.png", lambda path: _plot(path, curve, plain))
     against = f" (without privacy: {report['baseline_test_accuracy']:.1%})" if plain else ""
     console.print(f"\nTest accuracy with privacy: [bold]{report['test_accuracy']:.1%}[/bold]{against}\n")

@@ -7,14 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from .._checks import is_probability, positive_scalar, probability_scalar, usable
-from .._draws import draw, normal_from_words
+from .._rounding_up import PRODUCT_UP
 from .._types import Params, RealScalarLike
+from ..random import draw, normal_from_words
 from ._base import AbstractClipping
 from ._flat import LARGEST, SMALLEST, usable_norm
 from ._grouping import Grouping, block, layer, parse_norms, split_norm, total_norm
-
-# A product of three float32 numbers may round down.
-_ROUND_UP = 1 + 2.0**-22
 
 
 class AdaptiveClippingState(eqx.Module):
@@ -126,7 +124,7 @@ class AdaptiveClipping(AbstractClipping):
         # a norm that is not finite compares as larger
         votes = jnp.where(norms <= state.norms[None], 0.5, -0.5)
         count = jnp.sum(jnp.where(mask[:, None], votes, 0), axis=0)
-        noise = self.count_noise_multiplier * _ROUND_UP * draw(normal_from_words, key, state.norms.shape)
+        noise = self.count_noise_multiplier * PRODUCT_UP * draw(normal_from_words, key, state.norms.shape)
         fraction = 0.5 + (count + noise) / expected_batch_size
         new = state.norms * jnp.exp(-self.learning_rate * (fraction - self.quantile))
         return AdaptiveClippingState(jnp.clip(new, SMALLEST, LARGEST))

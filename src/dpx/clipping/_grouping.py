@@ -10,12 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import is_traced, positive_scalar
+from .._rounding_up import ROOT_UP
 from .._tree import path_str
 from .._types import Params, RealScalarLike
 from ._flat import norm_scalar
-
-# The root of a sum of squares may round down by a few units in the last place.
-_ROUND_UP = 1 + 2.0**-21
 
 KeyPath = tuple[Any, ...]
 
@@ -112,7 +110,7 @@ def split_norm(
 def total_norm(norms: Float[Array, " groups"]) -> Float[Array, ""]:
     """The norm of a gradient whose groups have these norms, rounded up."""
     largest = jnp.max(norms)  # or the squares of small norms underflow
-    return largest * jnp.sqrt(jnp.sum((norms / largest) ** 2)) * _ROUND_UP if norms.shape[0] > 1 else norms[0]
+    return largest * jnp.sqrt(jnp.sum((norms / largest) ** 2)) * ROOT_UP if norms.shape[0] > 1 else norms[0]
 
 
 def layer(path: KeyPath) -> KeyPath:

@@ -7,11 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._norms import exponent, times_power
+from .._rounding_up import NORM_UP
 from .._types import Examples, FactorsFromNorms, Params, PerExampleLoss, Quantise
 
-# Bounds of norms are inflated by this before factors are made of them, for the few operations that are left: adding up the squares of up to a
-# million leaves by halves, the factor, its product with the gradient. docs/ghost.md has the account.
-SLACK = 1 + 2.0**-19
 # Clip norms are below 2**50.
 _LONGEST = 60
 
@@ -106,6 +104,6 @@ def clip_weights(
     column = keep[:, None]
     norms = jnp.where(column, norms, 0)
     shorten = jnp.minimum(0, _LONGEST - exponent(norms, ()))
-    weights = factors(times_power(norms, shorten) * SLACK)
+    weights = factors(times_power(norms, shorten) * NORM_UP)
     powers = times_power(jnp.ones_like(norms), shorten)
     return jnp.where(column[None], jnp.stack([powers, weights]), 0), keep

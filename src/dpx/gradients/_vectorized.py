@@ -51,7 +51,7 @@ class Vectorized(AbstractGradientMethod):
         def compute(examples, mask):
             grads, (losses, aux) = jax.vmap(jax.grad(value, has_aux=True), in_axes=(None, 0))(params, examples)
             # what is measured must be what is added up, to the last bit
-            grads = settle(grads, mask)
+            grads = settle(grads, (params, examples, mask))
             leaves, treedef = jax.tree.flatten(grads)
             found = norms_of(leaves, order)
             norms = grouped_norms(found, labels, order)

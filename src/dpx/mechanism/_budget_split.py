@@ -5,12 +5,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import is_traced, usable
+from .._rounding_up import JOINT_UP
 from .._types import Participation
 from ..clipping import AbstractClipping
 from ..noise import AbstractNoise
-
-# A few float32 operations may round down; a difference of nearly equal numbers amplifies that, but then the noise is huge.
-_ROUND_UP = 1 + 2.0**-20
 
 
 def joint_scale(
@@ -25,7 +23,7 @@ def joint_scale(
     scale = noise.scale(clipping.sensitivity, steps, participation)
     load = _load(clipping, noise, steps, participation)
     # every number that privacy depends on ends here: one that was zero or negative must not become too little noise
-    return usable(scale if load is None else scale * (_ROUND_UP / jnp.sqrt(1 - load)))
+    return usable(scale if load is None else scale * (JOINT_UP / jnp.sqrt(1 - load)))
 
 
 def check_joint_noise(

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from .._draws import draw, normal_from_words
+from .._rounding_up import PRODUCT_UP
 from .._tree import expand_like
-from ..noise import ROUND_UP
+from ..random import draw, normal_from_words
 
 # Contributions are cut to multiples of 2**-20, or coarser, and added up in two parts of which neither can overflow.
 _GRID = 2**20
@@ -52,7 +52,7 @@ def noisy_sum(
     also be smooth on that grid, or what it misses gives the sum away: a float32 is not, neither where it is larger than 2**24 steps nor
     where few of them make up a step. A second draw, $2^{-8}$ times as large, fills the gaps of the first: it spans thousands of them.
     """
-    scale = jnp.clip(noise_multiplier, 0, LARGEST_MULTIPLIER) * ROUND_UP * _GRID
+    scale = jnp.clip(noise_multiplier, 0, LARGEST_MULTIPLIER) * PRODUCT_UP * _GRID
     _, exponent = jnp.frexp(scale * _FURTHEST)
     power = lambda e: jnp.ldexp(jnp.float32(1), jnp.maximum(e, 0))
     wide, step = power(exponent - _DIGITS), power(exponent - _DIGITS - _FINER)

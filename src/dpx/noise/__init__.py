@@ -8,7 +8,6 @@ from ._correlated import CorrelatedGaussian as CorrelatedGaussian
 from ._discrete import DiscreteGaussian as DiscreteGaussian
 from ._gaussian import IndependentGaussian as IndependentGaussian
 from ._independent import (
-    ROUND_UP as ROUND_UP,
     AbstractIndependentNoise as AbstractIndependentNoise,
     AbstractIntegerNoise as AbstractIntegerNoise,
 )

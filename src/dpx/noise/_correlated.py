@@ -11,11 +11,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from .._checks import flag, instance, positive_scalar
+from .._rounding_up import PRODUCT_UP
 from .._types import Params, Participation, RealScalarLike, Struct
 from ..strategies import AbstractStrategy
 from ._base import AbstractNoise, Buffers
 from ._gaussian import standard_normal
-from ._independent import MSG_UNCALIBRATED, ROUND_UP
+from ._independent import MSG_UNCALIBRATED
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -104,7 +105,7 @@ class CorrelatedGaussian(AbstractNoise):
             raise ValueError(_MSG_NO_STEPS)
         # float64 on the host, rounded up where the product is
         factor = self.strategy.sensitivity(steps, participation.min_separation, participation.max_participations)
-        return self.noise_multiplier * sensitivity * np.float32(factor * ROUND_UP) * ROUND_UP
+        return self.noise_multiplier * sensitivity * np.float32(factor * PRODUCT_UP) * PRODUCT_UP
 
     def variance(self, scale: Float[Array, ""], steps: int | None, step: Int[Array, ""]) -> Float[Array, ""]:
         if steps is None:

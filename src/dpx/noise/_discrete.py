@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 
 from .._checks import is_traced, positive_float, positive_scalar
 from .._types import Params, Participation, RealScalarLike
-from .._wide import multiply
+from ..random import multiply
 from ..sharding import bits_like
 from ._base import Buffers
 from ._independent import MSG_UNCALIBRATED, AbstractIntegerNoise

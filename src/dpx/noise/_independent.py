@@ -7,13 +7,11 @@ from typing import Any, ClassVar
 import equinox as eqx
 from jaxtyping import Array, Float, Int, PyTree
 
+from .._rounding_up import PRODUCT_UP
 from .._types import Participation, Struct
 from ..strategies import Identity
 from ._base import AbstractNoise
 from ._rounding import Rounding
-
-# The product of three float32 numbers may round down by 3 * 2**-24; the accounted noise must not be more than the real one.
-ROUND_UP = 1 + 2.0**-22
 
 MSG_UNCALIBRATED = (
     "`{name}(noise_multiplier=None)` has no noise multiplier yet. Give one, or let a plan find it: "
@@ -26,10 +24,6 @@ class AbstractIndependentNoise(AbstractNoise):
 
     unit_variance: eqx.AbstractClassVar[float]
     """Its variance at scale 1."""
-
-    @property
-    def strategy(self) -> Identity:
-        return Identity()
 
     @property
     def bands(self) -> int | None:
@@ -69,4 +63,4 @@ def scale_of(noise: AbstractNoise, sensitivity: Float[Array, ""]) -> Float[Array
     """Noise multiplier times sensitivity, rounded up; raises if there is no multiplier yet."""
     if noise.noise_multiplier is None:
         raise ValueError(MSG_UNCALIBRATED.format(name=type(noise).__name__))
-    return noise.noise_multiplier * sensitivity * ROUND_UP
+    return noise.noise_multiplier * sensitivity * PRODUCT_UP

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
+from .._rounding_up import ALL_ERRORS
 from .._tree import expand_like
 from .._types import Params
 
-# Relative error allowed for norms, factors and products in float32, before rounding.
-_FLOAT_ERROR = 2.0**-18
 _MOST = np.uint32(2**32 - 1)
 
 _MSG_TOO_COARSE = (
@@ -58,7 +57,7 @@ class Rounding(eqx.Module):
             raise ValueError(_MSG_OVERFLOW.format(granularity=1 / radius, **options))
         self.spacing = sensitivity / radius
         self.radius = radius
-        self.shrink = (radius - half) / radius / (1 + _FLOAT_ERROR)
+        self.shrink = (radius - half) / radius / (1 + ALL_ERRORS)
 
     def tightened(self, norms: Float[Array, "batch groups"]) -> Float[Array, "batch groups"]:
         r"""Norms that make any clipping clip to `shrink` times its clip norm, and leave what is shorter alone.

@@ -107,7 +107,7 @@ def _unequal_bins(mechanism: Any, steps: int, bins: int) -> Any:
     """Bins that come once less than others: their example is moved less far."""
     from dp_accounting import SelfComposedDpEvent
 
-    from .._events import GaussianMixtureOfBinsDpEvent, RandomAllocationDpEvent
+    from ..events import GaussianMixtureOfBinsDpEvent, RandomAllocationDpEvent
 
     times = math.ceil(steps / bins)
     if bins > _MOST_BINS:  # the last cycle is not looked at

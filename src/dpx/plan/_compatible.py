@@ -67,24 +67,4 @@ def with_side_queries(event: "DpEvent", mechanism: Mechanism) -> "DpEvent":
     is_covered = not mechanism.is_private or mechanism.noise.bands == 1
     if is_covered or not (mechanism.metrics or mechanism.clipping.side_noise_multipliers):
         return event
-    return _refuse_side_queries(event, mechanism.gradient_noise_multiplier, mechanism.side_precision)
-
-
-def _refuse_side_queries(event: "DpEvent", noise_multiplier: float, side_precision: float) -> "DpEvent":
-    """The event where simulation must know the gradient's own noise multiplier and what else a participation is seen in; raises where nobody
-    knows how to account for that."""
-    import attr
-
-    from .._events import CoupledDpEvent, GaussianMixtureOfBinsDpEvent, MinSepSampledDpEvent
-
-    match event:
-        case CoupledDpEvent():
-            return attr.evolve(event, event=_refuse_side_queries(event.event, noise_multiplier, side_precision))
-        case MinSepSampledDpEvent():
-            return attr.evolve(event, noise_multiplier=noise_multiplier, side_precision=side_precision)
-        case GaussianMixtureOfBinsDpEvent():
-            raise ValueError(
-                "Nobody can account for adaptive clipping or metrics next to correlated noise under balls-in-bins sampling. Use "
-                "`CyclicPoissonSampler` or `MinSepSampler`, independent noise, or a clip norm that is fixed and no metrics."
-            )
-    return event
+    return accounting.with_side_queries(event, mechanism.gradient_noise_multiplier, mechanism.side_precision)

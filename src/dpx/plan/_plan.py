@@ -9,7 +9,8 @@ import equinox as eqx
 import numpy as np
 
 from .. import accounting
-from .._checks import choice, instance, integer, probability, rounded_up
+from .._checks import choice, instance, integer, probability
+from .._rounding_up import rounded_up
 from .._types import RealScalarLike
 from ..accounting import AccountantName, Adjacency
 from ..clipping import AbstractClipping, as_clipping

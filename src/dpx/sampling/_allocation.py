@@ -114,7 +114,7 @@ class RandomAllocationSampler(AbstractSampler):
     ) -> "DpEvent":
         import dp_accounting as da
 
-        from .._events import RandomAllocationDpEvent
+        from ..events import RandomAllocationDpEvent
 
         multiplier = gaussian_multiplier("RandomAllocationSampler", mechanism)
         if bands != 1:

@@ -107,7 +107,7 @@ class BallsInBinsSampler(AbstractSampler):
     ) -> "DpEvent":
         import dp_accounting as da
 
-        from .._events import GaussianMixtureOfBinsDpEvent, RandomAllocationDpEvent
+        from ..events import GaussianMixtureOfBinsDpEvent, RandomAllocationDpEvent
 
         multiplier = gaussian_multiplier("BallsInBinsSampler", mechanism)
         if bands == 1:

@@ -10,8 +10,8 @@ from jaxtyping import PyTree
 
 from .._checks import check_numbers, check_tuple, described, integer
 from .._tree import path_str
+from ..random import check_seed
 from ._base import AbstractSampler, check_step
-from ._philox import check_seed
 
 
 def gather_batches(

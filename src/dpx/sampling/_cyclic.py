@@ -10,15 +10,13 @@ import numpy as np
 from .._checks import choice, positive_int
 from .._round import round_up
 from .._types import Participation
+from ..random import Domain, generator
 from ..strategies import AbstractStrategy
 from ._base import ADJACENCIES, AbstractSampler, binomial_ceiling, check_batch_size, check_step
 from ._permutation import permuted
-from ._philox import generator
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
-
-_SIZES, _COINS = 3, 4
 
 
 class CyclicPoissonSampler(AbstractSampler):
@@ -108,7 +106,7 @@ class CyclicPoissonSampler(AbstractSampler):
         edges = _edges(self.num_examples, self.cycle_length, self.partition, seed)
         group = step % self.cycle_length
         begin, size = edges[group], edges[group + 1] - edges[group]
-        rng = generator(seed, step, _COINS)
+        rng = generator(seed, step, Domain.CYCLIC_COINS)
         taken = int(rng.binomial(size, self.sampling_probability)) if size else 0
         positions = begin + rng.choice(size, taken, replace=False, shuffle=False) if taken else np.zeros(0, np.int64)
         return np.sort(permuted(positions, self.num_examples, seed))
@@ -133,5 +131,5 @@ def _edges(num_examples: int, groups: int, partition: str, seed: int) -> tuple[i
     """Where the groups begin in the permuted data. Multinomial sizes of a random order are independent draws of every example."""
     if partition == "equal":
         return tuple(num_examples * g // groups for g in range(groups + 1))
-    sizes = generator(seed, 0, _SIZES).multinomial(num_examples, [1 / groups] * groups)
+    sizes = generator(seed, 0, Domain.CYCLIC_GROUP_SIZES).multinomial(num_examples, [1 / groups] * groups)
     return (0, *np.cumsum(sizes).tolist())

@@ -7,14 +7,12 @@ import numpy as np
 
 from .._checks import flag, positive_int
 from .._types import Participation
+from ..random import Domain, generator
 from ..strategies import AbstractStrategy
 from ._base import ADJACENCIES, AbstractSampler, check_batch_size, check_step, gaussian_multiplier
-from ._philox import generator
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
-
-_DOMAIN = 6
 
 
 class FixedSizeSampler(AbstractSampler):
@@ -83,7 +81,7 @@ class FixedSizeSampler(AbstractSampler):
 
     def indices(self, seed: int, step: int) -> np.ndarray:
         check_step(self, step)
-        rng = generator(seed, step, _DOMAIN)
+        rng = generator(seed, step, Domain.FIXED_SIZE)
         return np.sort(rng.choice(self.num_examples, self.batch_size, replace=self.replace, shuffle=False))
 
     def event(
@@ -91,7 +89,7 @@ class FixedSizeSampler(AbstractSampler):
     ) -> "DpEvent":
         import dp_accounting as da
 
-        from .._events import FixedSizeSampledGaussianDpEvent
+        from ..events import FixedSizeSampledGaussianDpEvent
 
         multiplier = gaussian_multiplier("FixedSizeSampler", mechanism)
         if bands != 1:

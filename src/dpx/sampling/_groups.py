@@ -2,10 +2,8 @@
 
 import numpy as np
 
+from ..random import Domain, generator
 from ._permutation import permuted
-from ._philox import generator
-
-_DOMAIN = 5
 
 
 def random_group(num_examples: int, groups: int, group: int, seed: int, number: int = 0) -> np.ndarray:
@@ -18,7 +16,7 @@ def random_group(num_examples: int, groups: int, group: int, seed: int, number: 
     begin, size, low, high, node = 0, num_examples, 0, groups, 1
     while high - low > 1 and size:
         middle = (low + high) // 2
-        rng = generator(seed, node, _DOMAIN | number << 8)
+        rng = generator(seed, node, Domain.GROUPS | number << 8)
         left = int(rng.binomial(size, (middle - low) / (high - low)))
         if group < middle:
             size, high, node = left, middle, 2 * node

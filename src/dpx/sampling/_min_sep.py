@@ -9,15 +9,13 @@ import numpy as np
 from .._checks import choice, positive_int
 from .._round import round_up
 from .._types import Participation
+from ..random import Domain, generator
 from ..strategies import AbstractStrategy, BandedToeplitz
 from ._base import PRESENCE, AbstractSampler, binomial_ceiling, check_batch_size, check_step, gaussian_multiplier
-from ._philox import generator
 from ._renewal import renewal_batch
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
-
-_CUTS = 9
 
 
 class MinSepSampler(AbstractSampler):
@@ -139,7 +137,7 @@ class MinSepSampler(AbstractSampler):
         if self.max_batch_size is None or len(rows) <= self.max_batch_size:
             return rows
         # who is cut off rests all the same, so that later batches are those of a run in which nobody was
-        rng = generator(seed, step, _CUTS)
+        rng = generator(seed, step, Domain.MIN_SEP_CUTS)
         return rows[np.sort(rng.choice(len(rows), self.max_batch_size, replace=False, shuffle=False))]
 
     def event(
@@ -147,7 +145,7 @@ class MinSepSampler(AbstractSampler):
     ) -> "DpEvent":
         import dp_accounting as da
 
-        from .._events import CoupledDpEvent, MinSepSampledDpEvent
+        from ..events import CoupledDpEvent, MinSepSampledDpEvent
 
         multiplier = gaussian_multiplier("MinSepSampler", mechanism)
         separation, p = self.min_separation, self.sampling_probability

@@ -7,9 +7,7 @@ from typing import Any, cast
 import numpy as np
 
 from .._checks import described, positive_int
-from ._philox import check_seed, generator
-
-_DOMAIN = 11
+from ..random import Domain, check_seed, generator
 
 
 def bound_contributions(owners: Any, per_owner: Any, *, seed: int = 0) -> np.ndarray:
@@ -55,7 +53,7 @@ def bound_contributions(owners: Any, per_owner: Any, *, seed: int = 0) -> np.nda
     sets = _owner_sets(owners)
     counts: Counter[Hashable] = Counter()
     chosen = []
-    for row in generator(seed, 0, _DOMAIN).permutation(len(sets)).tolist():
+    for row in generator(seed, 0, Domain.OWNERS).permutation(len(sets)).tolist():
         if all(counts[owner] < per_owner for owner in sets[row]):
             counts.update(sets[row])
             chosen.append(row)

@@ -4,9 +4,8 @@ import functools
 
 import numpy as np
 
-from ._philox import generator
+from ..random import Domain, generator
 
-_DOMAIN = 2
 _TABLE = 2**20
 _ROUNDS = 12
 
@@ -35,14 +34,14 @@ def permuted(positions: np.ndarray, size: int, seed: int, number: int = 0) -> np
 
 @functools.lru_cache(maxsize=4)
 def _table(size: int, seed: int, number: int) -> np.ndarray:
-    table = generator(seed, number, _DOMAIN).permutation(size)
+    table = generator(seed, number, Domain.PERMUTATION).permutation(size)
     table.flags.writeable = False
     return table
 
 
 @functools.lru_cache(maxsize=16)
 def _round_keys(seed: int, number: int) -> tuple[int, ...]:
-    return tuple(generator(seed, number, _DOMAIN).integers(0, 2**64, _ROUNDS, np.uint64).tolist())
+    return tuple(generator(seed, number, Domain.PERMUTATION).integers(0, 2**64, _ROUNDS, np.uint64).tolist())
 
 
 def _feistel(x: np.ndarray, half: int, keys: tuple[int, ...]) -> np.ndarray:

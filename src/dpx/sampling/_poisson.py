@@ -8,14 +8,12 @@ import numpy as np
 from .._checks import positive_int
 from .._round import round_up
 from .._types import Participation
+from ..random import Domain, generator
 from ..strategies import AbstractStrategy
 from ._base import ADJACENCIES, AbstractSampler, binomial_ceiling, check_batch_size, check_step
-from ._philox import generator
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
-
-_DOMAIN = 1
 
 
 class PoissonSampler(AbstractSampler):
@@ -103,7 +101,7 @@ class PoissonSampler(AbstractSampler):
 
     def indices(self, seed: int, step: int) -> np.ndarray:
         check_step(self, step)
-        rng = generator(seed, step, _DOMAIN)
+        rng = generator(seed, step, Domain.POISSON)
         size = int(rng.binomial(self.num_examples, self.sampling_probability))
         if self.max_batch_size is not None:
             size = min(size, self.max_batch_size)

@@ -5,10 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from ..random import Domain, generator
 from ._permutation import permuted
-from ._philox import generator
-
-_STEPS, _RESTS = 7, 8
 
 Recent = tuple[np.ndarray, ...]
 
@@ -30,7 +28,7 @@ def renewal_batch(
     while latest < step:
         latest += 1
         resting = recent[len(recent) - rest :]
-        recent = (*resting, _next(num_examples, rate, resting, generator(seed, latest, _STEPS)))
+        recent = (*resting, _next(num_examples, rate, resting, generator(seed, latest, Domain.RENEWAL_STEPS)))
     memory[0] = (latest, recent)  # replaced as a whole, so that threads see one or the other
     return recent[step - latest - 1].copy()
 
@@ -50,7 +48,7 @@ def _before(num_examples: int, share: float, rest: int, is_warm: bool, seed: int
     """The batches of the `rest` steps before the first."""
     if not is_warm or rest == 0:
         return (np.zeros(0, np.int64),) * rest
-    sizes = generator(seed, 0, _RESTS).multinomial(num_examples, [*[share] * rest, 1 - share * rest])
+    sizes = generator(seed, 0, Domain.RENEWAL_RESTS).multinomial(num_examples, [*[share] * rest, 1 - share * rest])
     edges = np.cumsum(sizes[:-1])
     return tuple(np.split(permuted(np.arange(edges[-1]), num_examples, seed), edges[:-1]))
 

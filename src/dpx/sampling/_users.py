@@ -8,14 +8,12 @@ import numpy as np
 
 from .._checks import described, instance, positive_int
 from .._types import Participation
+from ..random import Domain, generator
 from ..strategies import AbstractStrategy
 from ._base import AbstractSampler
-from ._philox import generator
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
-
-_DOMAIN = 10
 
 
 class UserSampler(AbstractSampler):
@@ -117,7 +115,7 @@ class UserSampler(AbstractSampler):
         begins, sizes = self._edges[users], self._edges[users + 1] - self._edges[users]
         places = np.arange(self.examples_per_user)
         positions = np.where(places < sizes[:, None], begins[:, None] + places, -1)
-        rng = generator(seed, step, _DOMAIN)
+        rng = generator(seed, step, Domain.ROWS_OF_USERS)
         for i in np.flatnonzero(sizes > self.examples_per_user):
             chosen = rng.choice(int(sizes[i]), self.examples_per_user, replace=False, shuffle=False)
             positions[i] = begins[i] + np.sort(chosen)

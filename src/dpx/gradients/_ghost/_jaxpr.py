@@ -1,4 +1,5 @@
-"""Everything that touches jaxprs: tracing the loss, finding the sites, running it again with taps. A JAX upgrade edits this file.
+"""Everything that touches jaxprs: tracing the loss, finding the sites, running it again with taps. Long because a JAX
+upgrade edits this file and no other.
 
 The loss is traced once, for one example. `find_sites` interprets the program abstractly: each value is a `View` of one parameter, or
 anything else. `run` interprets it for real, equation by equation, except that stretches without a site are handed back to JAX whole.

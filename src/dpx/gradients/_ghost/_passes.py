@@ -94,7 +94,8 @@ def one_pass(
     cotangents = {k: y for k, y in cotangents.items() if k in left}
     captured = {site.capture: captured[site.capture] for k, site in enumerate(plan.found.sites) if k in left}
     # what is measured must be what is added up, to the last bit
-    values = settle((captured, cotangents, direct, kept), clip.real(batch))
+    inputs = (program.consts, leaves, example_leaves, clip.real(batch))
+    values = settle((captured, cotangents, direct, kept), inputs)
     norms, weights, keep = clip.weigh(_automatic(measure, axis, rows)(*values))
     out = _automatic(sums, axis, _specs(leaves, axis))(*values, weights, keep, leaves)
     return out, norms, losses, aux
