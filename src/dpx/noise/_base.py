@@ -29,8 +29,8 @@ class AbstractNoise(eqx.Module, Generic[Buffers]):
     """None until it is calibrated."""
     order: eqx.AbstractClassVar[int]
     r"""The norm in which the clipped sum's sensitivity must be bounded: $\ell_2$ (2) or $\ell_1$ (1)."""
-    strategy: eqx.AbstractVar[AbstractStrategy]
-    """The matrix that correlates the noise of different steps; `Identity()` if it is independent."""
+    strategy: ClassVar[AbstractStrategy | None] = None
+    """The matrix that correlates the noise of different steps, a field where there is one; None if it is independent."""
     is_integer: ClassVar[bool] = False
     """Whether it is noise for sums of integers; see `AbstractIntegerNoise`."""
 

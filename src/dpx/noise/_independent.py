@@ -26,10 +26,6 @@ class AbstractIndependentNoise(AbstractNoise[PyTree]):
     """Its variance at scale 1."""
 
     @property
-    def strategy(self) -> Identity:
-        return Identity()
-
-    @property
     def bands(self) -> int | None:
         return 1
 
