@@ -119,17 +119,17 @@ def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
     return 0.0
 
 
-def _replaced(event: Any, adjacency: str) -> float:
+def own_multiplier(event: Any, adjacency: str) -> float:
     """The noise multiplier, for what a neighbour moves: what is replaced moves a sum twice as far."""
     return event.noise_multiplier / (2 if adjacency == "replace_one" else 1)
 
 
 def _scale(event: Any, adjacency: str) -> tuple[float, float]:
-    return gaussian_scale(_replaced(event, adjacency), 1.0, False)
+    return gaussian_scale(own_multiplier(event, adjacency), 1.0, False)
 
 
 def _renyi(event: Any, adjacency: str, orders: np.ndarray) -> np.ndarray:
-    return divergences_at_one(GaussianDpEvent(_replaced(event, adjacency)), adjacency, orders)
+    return divergences_at_one(GaussianDpEvent(own_multiplier(event, adjacency)), adjacency, orders)
 
 
 def _attacks(event: Any, adjacency: str) -> Attacks:
@@ -147,4 +147,4 @@ def _attained(event: Any, count: int, adjacency: str, delta: float) -> float:
 )
 def _loss(event: Any, adjacency: str, interval: float) -> LossDistribution:
     # a Gaussian's losses in either direction have one distribution
-    return symmetric(poisson_gaussian(_replaced(event, adjacency), 1.0, interval))
+    return symmetric(poisson_gaussian(own_multiplier(event, adjacency), 1.0, interval))

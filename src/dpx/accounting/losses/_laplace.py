@@ -10,6 +10,7 @@ from .._rules import loss_rule, unchanged
 from ._connect import connect, difference, dots, log_mix, log_of_sampled, log_sampled, slack_of_sampled
 from ._distribution import LossDistribution, symmetric
 from ._foreign import their_divergences
+from ._gaussian import own_multiplier
 from ._pair import NOTHING, Attacks, LaplaceMixturePair, both
 from ._pmf import sum_of_products
 
@@ -63,17 +64,12 @@ def laplace_scale(noise_multiplier: float, sampling_probability: float) -> tuple
     return spread, float(sampled[-1] - sampled[0])
 
 
-def _replaced(event: Any, adjacency: str) -> float:
-    """The noise multiplier, for what a neighbour moves: what is replaced moves a sum twice as far."""
-    return event.noise_multiplier / (2 if adjacency == "replace_one" else 1)
-
-
 def _scale(event: Any, adjacency: str) -> tuple[float, float]:
-    return laplace_scale(_replaced(event, adjacency), 1.0)
+    return laplace_scale(own_multiplier(event, adjacency), 1.0)
 
 
 def _pure(event: Any, adjacency: str) -> float:
-    return laplace_epsilon(_replaced(event, adjacency))
+    return laplace_epsilon(own_multiplier(event, adjacency))
 
 
 def _attacks(event: Any, adjacency: str) -> Attacks:
@@ -91,4 +87,4 @@ def _attacks(event: Any, adjacency: str) -> Attacks:
     with_side_queries=unchanged,
 )
 def _loss(event: Any, adjacency: str, interval: float) -> LossDistribution:
-    return symmetric(poisson_laplace(_replaced(event, adjacency), 1.0, interval))
+    return symmetric(poisson_laplace(own_multiplier(event, adjacency), 1.0, interval))
