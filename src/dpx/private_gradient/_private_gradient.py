@@ -164,11 +164,10 @@ class PrivateGradient(eqx.Module):
         check_key("PrivateGradient.init(key=...)", key)
         check_model(model)
         params, _ = trainable(model, self.filter_spec)
-        struct = jax.tree.map(struct_of_sum, params)
         return PrivateGradientState(
             key,
             jnp.array(0, jnp.int32),
-            self.noise.init(struct),
+            self.noise.init(jax.tree.map(struct_of_sum, params)),
             self.clipping.init(params),
             {name: metric.init() for name, metric in self.metrics.items()},
             Result.successful,
