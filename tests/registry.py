@@ -37,10 +37,12 @@ def linear(dtype=jnp.float32):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-    """A part under a name; the name is for reading only."""
+    """A part under a name; the name is for reading only. `is_variant`: another of its class stands for it where an entry costs seconds; it is checked
+    among the slow tests."""
 
     name: str
     make: Callable[[], Any]
+    is_variant: bool = dataclasses.field(default=False, kw_only=True)
 
     @functools.cached_property
     def value(self):
@@ -77,22 +79,26 @@ def _shorten(bounds: Any, by: float = 1.0) -> Callable[[np.ndarray], np.ndarray]
 GROUPS = Linear(0.3, 0.4, None, None)
 CLIPPINGS = [
     ClippingRecord("flat", lambda: dpx.FlatClipping(0.5), _shorten(0.5)),
-    ClippingRecord("flat-unit", lambda: dpx.FlatClipping(0.5, unit_norm=True), _shorten(0.5, 0.5)),
+    ClippingRecord("flat-unit", lambda: dpx.FlatClipping(0.5, unit_norm=True), _shorten(0.5, 0.5), is_variant=True),
     ClippingRecord("flat-l1", lambda: dpx.FlatClipping(0.5, order=1), _shorten(0.5)),
     ClippingRecord("group", lambda: dpx.GroupClipping(GROUPS), _shorten([0.3, 0.4])),
-    ClippingRecord("group-equal", lambda: dpx.GroupClipping(GROUPS, allocation="equal"), _shorten([0.3, 0.4])),
+    ClippingRecord(
+        "group-equal", lambda: dpx.GroupClipping(GROUPS, allocation="equal"), _shorten([0.3, 0.4]), is_variant=True
+    ),
     ClippingRecord(
         "group-optimal",
         lambda: dpx.GroupClipping(GROUPS, unit_norm=True, allocation="optimal"),
         _shorten([0.3, 0.4], 0.5),
+        is_variant=True,
     ),
     ClippingRecord(
         "group-far-apart",
         lambda: dpx.GroupClipping(Linear(1e-6, 10.0, None, None), allocation="equal"),
         _shorten([1e-6, 10.0]),
+        is_variant=True,
     ),
     ClippingRecord("normalized", lambda: dpx.NormalizedClipping(0.5), lambda n: 0.5 / (n + 0.01), attains=0.9),
-    ClippingRecord("auto-v", lambda: dpx.NormalizedClipping(0.5, gamma=0), lambda n: 0.5 / n),
+    ClippingRecord("auto-v", lambda: dpx.NormalizedClipping(0.5, gamma=0), lambda n: 0.5 / n, is_variant=True),
     ClippingRecord("psac", lambda: dpx.PSACClipping(0.5, r=0.1), lambda n: 0.5 / (n + 0.1 / (n + 0.1)), attains=0.9),
     ClippingRecord(
         "hard",
@@ -101,7 +107,7 @@ CLIPPINGS = [
         attains=0.9,
     ),
     ClippingRecord("adaptive", lambda: dpx.AdaptiveClipping(0.5), _shorten(0.5)),
-    ClippingRecord("adaptive-groups", lambda: dpx.AdaptiveClipping(GROUPS), _shorten([0.3, 0.4])),
+    ClippingRecord("adaptive-groups", lambda: dpx.AdaptiveClipping(GROUPS), _shorten([0.3, 0.4]), is_variant=True),
     ClippingRecord("none", lambda: dpx.NoClipping(), lambda n: np.ones_like(n), is_private=False),
 ]
 
@@ -110,15 +116,13 @@ CLIPPINGS = [
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MethodRecord(Record):
-    """`is_variant`: another of its class stands for it where every entry costs compilations."""
-
-    is_variant: bool = False
+    """All of a gradient method is in its interface."""
 
 
 METHODS = [
     MethodRecord("vectorized", lambda: dpx.Vectorized()),
     MethodRecord("microbatch-1", lambda: dpx.Vectorized(1), is_variant=True),
-    MethodRecord("microbatch-3", lambda: dpx.Vectorized(3)),  # does not divide the batch
+    MethodRecord("microbatch-3", lambda: dpx.Vectorized(3), is_variant=True),  # does not divide the batch
     MethodRecord("ghost", lambda: dpx.Ghost(), is_variant=True),
     MethodRecord("ghost-3", lambda: dpx.Ghost(3)),
     MethodRecord("auto", lambda: dpx.Auto()),
@@ -154,10 +158,18 @@ NOISES = [
     NoiseRecord("laplace", lambda: dpx.Laplace(1.5), _laplace),
     # every number is a few hundred coins
     NoiseRecord("discrete", lambda: dpx.DiscreteGaussian(1.5), samples=2**8, power_samples=2**14),
-    NoiseRecord("discrete-coarse", lambda: dpx.DiscreteGaussian(1.5, 2.0**-2), samples=2**8, power_samples=2**14),
+    NoiseRecord(
+        "discrete-coarse",
+        lambda: dpx.DiscreteGaussian(1.5, 2.0**-2),
+        samples=2**8,
+        power_samples=2**14,
+        is_variant=True,
+    ),
     NoiseRecord("correlated", lambda: dpx.CorrelatedGaussian(dpx.BandedToeplitz([1.0, 0.6, 0.3]), 2.0)),
-    NoiseRecord("correlated-tree", lambda: dpx.CorrelatedGaussian(dpx.TreeAggregation(6), 2.0)),
-    NoiseRecord("replayed", lambda: dpx.CorrelatedGaussian(dpx.GeometricStrategy(0.7), 2.0, replay=True)),
+    NoiseRecord("correlated-tree", lambda: dpx.CorrelatedGaussian(dpx.TreeAggregation(6), 2.0), is_variant=True),
+    NoiseRecord(
+        "replayed", lambda: dpx.CorrelatedGaussian(dpx.GeometricStrategy(0.7), 2.0, replay=True), is_variant=True
+    ),
 ]
 
 # --- strategies ---------------------------------------------------------------------------------------------------------
@@ -168,11 +180,10 @@ HORIZON = 9  # of the bounded strategies
 @dataclasses.dataclass(frozen=True, eq=False)
 class StrategyRecord(Record):
     """`is_exact`: a theorem says that the sensitivity is what is reached, in any participation. `is_loose`: it may be more even in one.
-    `is_variant`: another of its class stands for it where every entry costs a compilation. `has_signs`: the matrix has negative entries."""
+    `has_signs`: the matrix has negative entries."""
 
     is_exact: bool = False
     is_loose: bool = False
-    is_variant: bool = False
     has_signs: bool = False
 
 
@@ -185,7 +196,9 @@ def random_lower(size, seed=0, bands=None):
 
 def _strategy(name: str, make: Callable[[], Any], flags: str = "") -> StrategyRecord:
     words = flags.split()
-    return StrategyRecord(name, make, "exact" in words, "loose" in words, "variant" in words, "signs" in words)
+    return StrategyRecord(
+        name, make, "exact" in words, "loose" in words, "signs" in words, is_variant="variant" in words
+    )
 
 
 N = HORIZON
@@ -261,19 +274,28 @@ SAMPLERS = [
         lambda: dpx.CyclicPoissonSampler(4000, 640, 400, 5),
         window=5,
     ),
-    SamplerRecord("cyclic-equal", lambda: dpx.CyclicPoissonSampler(50, 8, 400, 5, partition="equal"), window=5),
+    SamplerRecord(
+        "cyclic-equal", lambda: dpx.CyclicPoissonSampler(50, 8, 400, 5, partition="equal"), window=5, is_variant=True
+    ),
     SamplerRecord("shuffle", lambda: dpx.ShuffleSampler(50, 8, 400)),
-    SamplerRecord("reshuffle", lambda: dpx.ShuffleSampler(50, 8, 400, reshuffle=True), window=6),
+    SamplerRecord("reshuffle", lambda: dpx.ShuffleSampler(50, 8, 400, reshuffle=True), window=6, is_variant=True),
     SamplerRecord("poisson-all", lambda: dpx.PoissonSampler(20, 20, 400), window=4),
     SamplerRecord("balls-in-bins", lambda: S.BallsInBinsSampler(50, 10, 400), window=5),
     SamplerRecord("random-allocation", lambda: S.RandomAllocationSampler(50, 10, 400, 80), window=5),
     SamplerRecord("min-sep", lambda: S.MinSepSampler(50, 5, 400, 4), window=5),
-    SamplerRecord("min-sep-cold", lambda: S.MinSepSampler(50, 5, 400, 4, start="cold"), has_mean_size=False, window=5),
+    SamplerRecord(
+        "min-sep-cold",
+        lambda: S.MinSepSampler(50, 5, 400, 4, start="cold"),
+        has_mean_size=False,
+        window=5,
+        is_variant=True,
+    ),
     SamplerRecord(
         "min-sep-cold-truncated",
         lambda: S.MinSepSampler(50, 5, 400, 4, start="cold", max_batch_size=9),
         has_mean_size=False,
         window=2,
+        is_variant=True,
     ),
     SamplerRecord("fixed-size", lambda: S.FixedSizeSampler(50, 10, 400), window=4),
     SamplerRecord(
@@ -285,7 +307,10 @@ SAMPLERS = [
         window=4,
     ),
     SamplerRecord(
-        "users-min-sep", lambda: S.UserSampler(S.MinSepSampler(20, 4, 400, 3), np.arange(60) % 20, 2), window=4
+        "users-min-sep",
+        lambda: S.UserSampler(S.MinSepSampler(20, 4, 400, 3), np.arange(60) % 20, 2),
+        window=4,
+        is_variant=True,
     ),
 ]
 
@@ -320,14 +345,18 @@ ABSTRACT = {
 
 
 def laws_of(record: Record) -> list[Law]:
-    """What a record must pass."""
+    """What a record must pass; all of a variant's are slow."""
+    return [law._replace(is_slow=law.is_slow or record.is_variant) for law in _laws_of(record)]
+
+
+def _laws_of(record: Record) -> list[Law]:
     match record:
         case ClippingRecord() if record.is_private:
             return [Law("bound", lambda: testing.check_clipping(record.value, linear(), attains=record.attains))]
         case MethodRecord():
             check = lambda kinds: testing.check_gradient_method(record.value, kinds=kinds)
             return [
-                Law("definition", lambda: check(("list",)), is_slow=record.is_variant),
+                Law("definition", lambda: check(("list",))),
                 Law(
                     "definition-on-other-models",
                     lambda: check(("perceptron", "embedding", "convolution")),
@@ -344,7 +373,6 @@ def laws_of(record: Record) -> list[Law]:
                 Law(
                     "stream-and-sensitivity",
                     lambda: testing.check_strategy(record.value, HORIZON, exact=record.is_exact, loose=record.is_loose),
-                    is_slow=record.is_variant,
                 )
             ]
         case SamplerRecord():

@@ -142,6 +142,7 @@ def test_wrong_options_are_told_without_a_traceback(arguments, message):
     assert "Traceback" not in done.output
 
 
+@pytest.mark.slow
 def test_demo_trains_reports_and_plots(tmp_path):
     done = run("demo", "--steps", "3", "--batch-size", "100", "--out", str(tmp_path), "--seed", "3", "--epsilon", "2")
     assert done.returncode == 0, done.stderr

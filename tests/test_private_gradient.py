@@ -56,6 +56,7 @@ def test_grads_are_sum_plus_noise_over_normalizer(model, batch):
         assert jax.tree.structure(grads) == jax.tree.structure(eqx.filter(model, eqx.is_inexact_array))
 
 
+@pytest.mark.slow
 def test_jit_is_eager(model, batch):
     private_grad = make(method=dpx.Vectorized(3))
     state = private_grad.init(model, key=jr.key(0))

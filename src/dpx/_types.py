@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, SupportsIndex, TypeVar
 
 import jax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real, Shaped
@@ -13,17 +13,25 @@ RealScalarLike = Real[ArrayLike, ""]
 Adjacency = Literal["add_or_remove_one", "replace_one", "replace_special"]
 """What neighbouring data sets are; `dpx.accounting.NEIGHBOURS` has them in words."""
 
-# What an editor knows of arguments. At run time they are looked at one by one, where what is wrong is refused by name, with the remedy.
 if TYPE_CHECKING:
-    Integer = SupportsIndex
-    Batch = tuple[PyTree, ...]
-    Mask = ArrayLike
-    PRNGKey = Array
-    Path = str | os.PathLike[str]
-    Unit = Literal["example", "user"]
-    Parameter = Literal["noise_multiplier", "steps", "batch_size"]
+    _T = TypeVar("_T")
+    Unchecked = Annotated[_T, "looked at where it is used, and refused by name, with the remedy"]
 else:
-    Integer = Batch = Mask = PRNGKey = Path = Unit = Parameter = Any
+
+    class Unchecked:
+        """What an editor knows of an argument, of which nothing is checked at run time before it is looked at by name."""
+
+        def __class_getitem__(cls, item):
+            return Any
+
+
+Integer = Unchecked[SupportsIndex]
+Batch = Unchecked[tuple[PyTree, ...]]
+Mask = Unchecked[ArrayLike]
+PRNGKey = Unchecked[Array]
+Path = Unchecked[str | os.PathLike[str]]
+Unit = Unchecked[Literal["example", "user"]]
+Parameter = Unchecked[Literal["noise_multiplier", "steps", "batch_size"]]
 
 Params = PyTree[Array | None]
 """The trainable leaves of a model, `None` elsewhere: `eqx.filter(model, filter_spec)`."""

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from .._checks import choice, flag, usable
-from .._types import Params, RealScalarLike
+from .._types import Params, RealScalarLike, Unchecked
 from ._base import AbstractClipping, State
 from ._flat import usable_norm
 from ._grouping import Grouping, block, layer, parse_norms, split_norm, total_norm
@@ -61,7 +61,7 @@ class GroupClipping(AbstractClipping[PyTree]):
     allocation: Allocation = eqx.field(static=True)
     order: int = eqx.field(static=True)
 
-    def __init__(self, norms: PyTree, unit_norm: bool = False, allocation: Allocation = "global"):
+    def __init__(self, norms: PyTree, unit_norm: bool = False, allocation: Unchecked[Allocation] = "global"):
         values, self.grouping = parse_norms("GroupClipping(norms=...)", norms)
         self.norms = jnp.stack(values)
         self.unit_norm = flag("GroupClipping(unit_norm=...)", unit_norm)

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from .. import accounting
 from .._checks import choice, instance, integer, probability
 from .._rounding_up import rounded_up
-from .._types import Batch, Integer, Parameter, RealScalarLike
+from .._types import Batch, Integer, Parameter, RealScalarLike, Unchecked
 from ..accounting import AccountantName, Adjacency, Neighbours
 from ..clipping import AbstractClipping, as_clipping
 from ..gradients import AbstractGradientMethod
@@ -82,7 +82,7 @@ class PrivacyPlan(AbstractQuestions):
         *,
         adjacency: Neighbours = "add_or_remove_one",
         unit: str | None = None,
-        accountant: AccountantName = "pld",
+        accountant: Unchecked[AccountantName] = "pld",
         metrics: dict[str, Any] | None = None,
     ):
         instance("PrivacyPlan(sampler=...)", sampler, AbstractSampler, "PoissonSampler(60_000, 256, 5_000)")
@@ -173,7 +173,7 @@ class PrivacyPlan(AbstractQuestions):
         """The same plan with another noise multiplier."""
         return dataclasses.replace(self, noise=self.mechanism.with_noise_multiplier(noise_multiplier).noise)
 
-    def with_metrics(self, **metrics: AbstractMetric) -> "PrivacyPlan":
+    def with_metrics(self, **metrics: Unchecked[AbstractMetric]) -> "PrivacyPlan":
         """The same plan that also releases private statistics of every batch, and accounts for them.
 
         ```python

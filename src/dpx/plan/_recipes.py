@@ -17,7 +17,7 @@ from .._checks import (
     probability,
     real_number,
 )
-from .._types import Integer, RealScalarLike
+from .._types import Integer, RealScalarLike, Unchecked
 from ..accounting import AccountantName, Neighbours, check_accountant, check_adjacency
 from ..clipping import AbstractClipping, FlatClipping, as_clipping
 from ..noise import AbstractNoise, CorrelatedGaussian, IndependentGaussian
@@ -39,7 +39,7 @@ def dp_sgd(
     max_batch_size: Integer | None = None,
     adjacency: Neighbours = "add_or_remove_one",
     unit: str | None = None,
-    accountant: AccountantName = "pld",
+    accountant: Unchecked[AccountantName] = "pld",
 ) -> PrivacyPlan:
     r"""The plan of DP-SGD: Poisson sampling, clipping, independent Gaussian noise.
 
@@ -90,7 +90,7 @@ def dp_mf(
     clipping: AbstractClipping | RealScalarLike | None = None,
     adjacency: Neighbours | None = None,
     unit: str | None = None,
-    accountant: AccountantName = "pld",
+    accountant: Unchecked[AccountantName] = "pld",
 ) -> PrivacyPlan:
     r"""The plan of DP-FTRL by matrix factorization: clipping, and Gaussian noise that is correlated between steps.
 

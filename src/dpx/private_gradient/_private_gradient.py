@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from .._checks import choice, flag, function, instance, positive_int, positive_scalar, usable
 from .._sensitive import Sensitive
 from .._tree import is_finite
-from .._types import Batch, Integer, Mask, Participation, PRNGKey, RealScalarLike, Unit
+from .._types import Batch, Integer, Mask, Participation, PRNGKey, RealScalarLike, Unchecked, Unit
 from ..clipping import AbstractClipping, as_clipping
 from ..gradients import AbstractGradientMethod, Auto, Check, Explanation, comparison, explanation, unreached_leaves
 from ..mechanism import Mechanism, check_participation
@@ -105,7 +105,7 @@ class PrivateGradient(eqx.Module):
         has_aux: bool = False,
         participation: Participation | None = None,
         unit: Unit = "example",
-        within_user: WithinUser = "mean",
+        within_user: Unchecked[WithinUser] = "mean",
         metrics: dict[str, Any] | None = None,
         stated: Stated | None = None,
         physical_batch_size: Integer | None = None,
