@@ -218,6 +218,7 @@ def test_seeds_use_all_their_bits():
     assert jr.key_data(a).tolist() == jr.key_data(jr.key(7, impl=CHACHA20)).tolist()
 
 
+@pytest.mark.slow
 def test_jit_is_eager_and_vmap_is_a_stack():
     key = jr.key(5, impl=CHACHA20)
 

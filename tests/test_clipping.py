@@ -31,7 +31,7 @@ def clipped(norm, leaves, microbatch_size=None):
     return private_grad.clipped_sum(params, tuple(leaves)).reveal()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [pytest.param(kind, marks=pytest.mark.slow) for kind in ("bfloat16", "float16")])
 def test_bound_holds_for_hundreds_of_half_precision_leaves(dtype):
     # the square of one leaf is lost when it is added in half precision to the sum of hundreds
     leaves = [jnp.full((1, 12), 0.0173, dtype) for _ in range(100)]

@@ -1,6 +1,7 @@
 """How the code is written, checked: modules are abstract or final, documented, and import one way; files are short, and rooms closed."""
 
 import ast
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -23,6 +24,21 @@ ROOMS = [
 # What is left to do in rooms that are being moved: these may only shrink, and an entry that is no longer needed fails.
 ALLOWED_PRIVATE: dict[str, set[str]] = {}
 ALLOWED_LONG: set[str] = set()
+
+
+def each_file(check):
+    """One test for all files: a test for each costs more than it says."""
+
+    @functools.wraps(check)
+    def test():
+        for path in sorted(SOURCE.rglob("*.py")):
+            try:
+                check(path)
+            except AssertionError as error:
+                raise AssertionError(f"{path.relative_to(SOURCE)}: {error}") from error
+
+    del test.__wrapped__  # or pytest asks for a fixture `path`
+    return test
 
 
 def modules():
@@ -84,7 +100,7 @@ def room(path):
     return part.removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+@each_file
 def test_imports_go_down_the_list_of_rooms(path):
     here = room(path)
     if here == "__init__":
@@ -118,7 +134,7 @@ def imported(path, *, when_run):
         yield from ((module, alias.name) for alias in node.names)
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+@each_file
 def test_no_room_looks_into_another(path):
     """What another room needs, a room's face exports: `from ..random import draw`, never `from ..random._draws import draw`."""
     found = {
@@ -151,7 +167,7 @@ def test_no_circle_between_files():
         walk(path, ())
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+@each_file
 def test_no_file_is_long_without_a_reason(path):
     """Above 350 lines the docstring says why within its first lines: "Long because ..."."""
     text = path.read_text()
@@ -176,7 +192,7 @@ def test_streams_of_samplers_have_numbers_of_their_own():
     assert used == {f"Domain.{name}" for name in Domain.__members__}
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+@each_file
 def test_every_file_says_what_it_is(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
 

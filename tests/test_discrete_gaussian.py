@@ -96,7 +96,7 @@ def contributions(radius):
     return jax.jit(jax.vmap(one, in_axes=(0, None)))
 
 
-@pytest.mark.parametrize("radius", [2**2, 2**6, 2**16])
+@pytest.mark.parametrize("radius", [2**2, pytest.param(2**6, marks=pytest.mark.slow), 2**16])
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
 def test_one_integer_vector_is_inside_the_ball(data, radius):
@@ -165,7 +165,7 @@ def test_examples_that_are_not_finite_contribute_nothing(bad):
 # --- Distribution ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sigma", [1, 2, 3, 20])
+@pytest.mark.parametrize("sigma", [1, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 3, 20))])
 def test_samples_have_the_exact_distribution(sigma):
     number = 100_000
     x = jnp.zeros((100, number // 100), jnp.int32)

@@ -100,6 +100,7 @@ def ids(case):
 
 # variants of models that the quick run has in another form, and that take long to compile
 SLOW = {
+    "decoder_scan_over_layers_remat",
     "vision_transformer",
     "decoder",
     "decoder_remat",
@@ -209,6 +210,7 @@ def assert_equal_to_vectorized(out, loss, params, examples):
     np.testing.assert_allclose(out[1], norms, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_recomputing_what_was_instantiated_saves_memory():
     struct = tied_projections()
     rule = lambda budget: ghost_plan(*struct, memory_budget=budget)[0][1]
@@ -220,6 +222,7 @@ def test_recomputing_what_was_instantiated_saves_memory():
     assert_equal_to_vectorized(out, *struct)
 
 
+@pytest.mark.slow
 def test_two_passes_save_memory():
     """Many layers, whose cotangents one pass keeps until the clip factors are known."""
     struct = layers()

@@ -124,7 +124,7 @@ def settings(max_examples):
     )
 
 
-@settings(12)
+@settings(9)
 @PROGRAMS
 def test_equals_naive_loop_on_random_programs(program, seed):
     check(program, seed)

@@ -28,7 +28,7 @@ def fresh():
     return lambda m, x: jnp.sum(m["used"] @ x) + jnp.sum(m["half"].astype(jnp.float32))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["ghost", pytest.param("microbatch", marks=pytest.mark.slow)])
 def test_an_unused_leaf_is_named_once(name):
     private_grad = make(fresh(), METHODS[name])
     state = private_grad.init(model())
