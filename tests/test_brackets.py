@@ -349,6 +349,9 @@ def test_truncated_batches_are_attacked_where_they_are_cut():
     event = times(da.TruncatedSubsampledGaussianDpEvent(11, 1.0, 10, 2.0), 10)
     lower, _ = accounting.epsilon_bracket(event, 1e-5)
     assert lower >= 16.64
+    # which is what a plan for ten must cover: the eleventh may be the one who is added
+    plan = dpx.PrivacyPlan(dpx.PoissonSampler(10, 10, 10, truncated_batch_size=10), FLAT, dpx.IndependentGaussian(2.0))
+    assert plan.epsilon(1e-5) >= 16.64
     # the most that is known from elsewhere of a hundred and one, fifty times
     event = times(da.TruncatedSubsampledGaussianDpEvent(101, 1.0, 100, 5.0), 50)
     assert accounting.attained_epsilon(event, 1e-6) >= 16.67

@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 
@@ -144,3 +145,11 @@ def test_the_smallest_and_the_largest_clip_norm_can_be_used(norm):
     """Rounded up to float32, 1e15 is above 1e15."""
     for clipping in (dpx.FlatClipping(norm), dpx.GroupClipping({"w": norm}), dpx.NormalizedClipping(norm)):
         assert norm <= float(clipping.sensitivity) <= norm * (1 + 1e-6)
+
+
+def test_guarantee_ordinary_gradients_do_not_exceed_the_norm_at_all():
+    """Rounding of norm, factor and product is paid for with more than it can be."""
+    gradients = jr.normal(jr.key(0), (200, 30)) * 10.0 ** jr.uniform(jr.key(1), (200, 1), minval=0, maxval=6)
+    one = jax.jit(jax.vmap(lambda g: clipped(jnp.asarray(0.1), [g[None]])[0]))
+    longest = np.linalg.norm(np.asarray(one(gradients), np.float64), axis=1).max()
+    assert 0.1 * (1 - 1e-5) <= longest <= float(np.float32(0.1))
