@@ -1,6 +1,7 @@
 """Differentially private machine learning in JAX and Equinox."""
 
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING, Any as _Any
 
 from . import (
     accounting as accounting,
@@ -10,7 +11,6 @@ from . import (
     random as random,
     sharding as sharding,
     strategies as strategies,
-    testing as testing,
 )
 from ._sensitive import Sensitive as Sensitive
 from ._types import Participation as Participation
@@ -75,3 +75,15 @@ from .strategies import (
 )
 
 __version__ = _version("dpx")
+
+if _TYPE_CHECKING:
+    from . import testing as testing
+
+
+def __getattr__(name: str) -> _Any:
+    """`dpx.testing`, which runs that check nothing need not import."""
+    if name == "testing":
+        import importlib
+
+        return importlib.import_module("dpx.testing")
+    raise AttributeError(f"module 'dpx' has no attribute {name!r}")
