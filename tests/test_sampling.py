@@ -275,3 +275,33 @@ def test_data_of_another_length_is_refused():
         gather_batches(sampler, np.zeros(50), seed=0)
     with pytest.raises(ValueError, match="400 steps"):
         gather_batches(sampler, (np.zeros(50),), seed=0, start=401)
+
+
+def test_batches_are_cut_under_either_name():
+    cut = dpx.PoissonSampler(1000, 10, 5, max_batch_size=20)
+    assert dpx.PoissonSampler(1000, 10, 5, truncated_batch_size=20) == cut
+    assert dpx.dp_sgd(1000, 10, 5, noise_multiplier=1.0, truncated_batch_size=20).sampler == cut
+    separated = dpx.MinSepSampler(1000, 10, 5, 4, truncated_batch_size=40)
+    assert separated == dpx.MinSepSampler(1000, 10, 5, 4, max_batch_size=40)
+    for make in (dpx.PoissonSampler, lambda *sizes, **cut: dpx.dp_sgd(*sizes, noise_multiplier=1.0, **cut)):
+        with pytest.raises(ValueError, match="Give one of them"):
+            make(1000, 10, 5, max_batch_size=20, truncated_batch_size=20)
+        with pytest.raises(ValueError, match=r"truncated_batch_size=\.\.\.\)` must be at least"):
+            make(1000, 10, 5, truncated_batch_size=5)
+
+
+def test_neighbours_are_named_by_members_of_dp_accounting():
+    import dp_accounting as da
+
+    for member in da.NeighboringRelation:
+        plan = dpx.PrivacyPlan(
+            dpx.PoissonSampler(100, 10, 5), dpx.FlatClipping(1.0), dpx.IndependentGaussian(1.0), adjacency=member
+        )
+        assert plan.adjacency == member.name.lower()
+        assert dpx.accounting.PrivacyLedger(member).spend(plan).adjacency == plan.adjacency
+
+
+def test_the_version_is_that_of_the_package():
+    from importlib.metadata import version
+
+    assert dpx.__version__ == version("dpx")

@@ -37,6 +37,7 @@ def dp_sgd(
     noise_multiplier: RealScalarLike | None = None,
     clipping: AbstractClipping | RealScalarLike | None = None,
     max_batch_size: Integer | None = None,
+    truncated_batch_size: Integer | None = None,
     adjacency: Neighbours = "add_or_remove_one",
     unit: str | None = None,
     accountant: Unchecked[AccountantName] = "pld",
@@ -49,7 +50,7 @@ def dp_sgd(
 
     **Arguments:**
 
-    - `num_examples`, `batch_size`, `steps`, `max_batch_size`: as for `PoissonSampler`.
+    - `num_examples`, `batch_size`, `steps`, `max_batch_size`, `truncated_batch_size`: as for `PoissonSampler`.
     - `epochs`: instead of `steps`: $\lceil$ `epochs` $\cdot$ `num_examples` / `batch_size` $\rceil$ of them, in exact
         arithmetic on the number as it is typed (1.1 is 11/10); so the data is seen that often on average, or a part of a step more.
     - `epsilon`, `delta`: the budget that the noise is calibrated to, or
@@ -66,8 +67,10 @@ def dp_sgd(
     steps = _steps("dp_sgd", num_examples, batch_size, steps, epochs)
     if max_batch_size is not None:
         positive_int("dp_sgd(max_batch_size=...)", max_batch_size)
+    if truncated_batch_size is not None:
+        positive_int("dp_sgd(truncated_batch_size=...)", truncated_batch_size)
     _check("dp_sgd", noise_multiplier, adjacency, unit, accountant)
-    sampler = PoissonSampler(num_examples, batch_size, steps, max_batch_size)
+    sampler = PoissonSampler(num_examples, batch_size, steps, max_batch_size, truncated_batch_size=truncated_batch_size)
     noise = IndependentGaussian(noise_multiplier)
     return _finished(
         "dp_sgd", sampler, clipping, noise, epsilon, delta, adjacency=adjacency, unit=unit, accountant=accountant
