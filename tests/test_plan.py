@@ -225,3 +225,10 @@ def test_laplace_plans_are_accounted():
     assert plan.epsilon(1e-9) == pytest.approx(0.5, abs=1e-3)  # pure DP: one over the scale
     with pytest.raises(ValueError, match="l1 norm"):
         dpx.PrivacyPlan(sampler, dpx.FlatClipping(1.0), dpx.Laplace(2.0))
+
+
+def test_options_that_a_gradient_has_not_are_refused_by_name():
+    plan = dpx.dp_sgd(100, 10, 5, noise_multiplier=1.0)
+    unknown: Any = {"methd": dpx.Ghost()}
+    with pytest.raises(ValueError, match=r"private_gradient\(methd=\.\.\.\)`: there is no such option.*method"):
+        plan.private_gradient(lambda m, x: 0.0, **unknown)

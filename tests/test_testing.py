@@ -557,3 +557,14 @@ def test_nothing_but_the_library_is_imported_with_it():
 def test_false_alarms_are_probabilities(false_alarm):
     with pytest.raises(ValueError, match=r"check_noise\(false_alarm=\.\.\.\)"):
         testing.check_noise(dpx.IndependentGaussian(1.0), false_alarm=false_alarm)
+
+
+@pytest.mark.parametrize(
+    "name", ["clipping", "noise", "strategy", "sampler", "metric", "gradient_method", "plan", "loss"]
+)
+def test_what_is_no_part_is_refused_by_name(name):
+    check = getattr(testing, f"check_{name}")
+    others = {"strategy": (4,), "loss": (None, ())}.get(name, ())
+    for wrong in (3, "flat", None, dpx.PoissonSampler if name == "sampler" else dpx.FlatClipping):
+        with pytest.raises(ValueError, match=rf"`check_{name}\(\w+=\.\.\.\)` must be"):
+            check.__wrapped__(wrong, *others) if hasattr(check, "__wrapped__") else check(wrong, *others)

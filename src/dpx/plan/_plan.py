@@ -211,6 +211,9 @@ class PrivacyPlan(AbstractQuestions):
             raise ValueError(
                 f"`private_gradient({fixed.pop()}=...)` is fixed by the plan, whose statement rests on it."
             )
+        for name in options.keys() - SpeedOptions.__annotations__.keys():
+            known = ", ".join(SpeedOptions.__annotations__)
+            raise ValueError(f"`private_gradient({name}=...)`: there is no such option. There are: {known}.")
         return PrivateGradient(
             loss,
             self.clipping,

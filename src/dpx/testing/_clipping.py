@@ -9,6 +9,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._checks import instance
 from .._types import Params
 from ..clipping import AbstractClipping
 from ..gradients import Vectorized
@@ -54,6 +55,7 @@ def check_clipping(
 
     **Raises:** `AssertionError` that names the law, and the example that breaks it.
     """
+    instance("check_clipping(clipping=...)", clipping, AbstractClipping, "dpx.FlatClipping(1.0)")
     check_false_alarm("check_clipping", false_alarm)
     sensitivity = float(clipping.sensitivity)
     require(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from .._checks import instance
 from ..clipping import FlatClipping, GroupClipping
 from ..gradients import AbstractGradientMethod
 from ..noise import IndependentGaussian, Laplace
@@ -45,6 +46,7 @@ def check_gradient_method(
 
     **Raises:** `AssertionError` that names the law, the model, the clipping and the batch.
     """
+    instance("check_gradient_method(method=...)", method, AbstractGradientMethod, "dpx.Vectorized()")
     check_false_alarm("check_gradient_method", false_alarm)
     for name, model, loss in zoo(seed):
         if kinds is not None and name not in kinds:

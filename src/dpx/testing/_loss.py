@@ -10,6 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import PyTree
 
+from .._checks import instance
 from ..private_gradient import PrivateGradient
 from ._clipping import before_rescaling, norms_of_rows
 from ._report import check_false_alarm, require
@@ -49,6 +50,7 @@ def check_loss(
 
     **Raises:** `AssertionError` that names the law and the example.
     """
+    instance("check_loss(private_gradient=...)", private_gradient, PrivateGradient, "plan.private_gradient(loss)")
     check_false_alarm("check_loss", false_alarm)
     if private_gradient.unit != "example":
         raise ValueError("`check_loss(private_gradient=...)` must be for single examples; got `unit='user'`.")

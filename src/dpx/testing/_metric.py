@@ -10,6 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array
 
+from .._checks import instance
 from ..metrics import AbstractMetric
 from ._report import check_false_alarm, require
 from ._statistics import distinguish
@@ -38,6 +39,7 @@ def check_metric(metric: AbstractMetric, *, samples: int = 2**14, seed: int = 0,
 
     **Raises:** `AssertionError` that names the law and the value of the example that shows it.
     """
+    instance("check_metric(metric=...)", metric, AbstractMetric, 'dpx.metrics.Mean("losses", 0.0, 1.0, 10.0)')
     failure = check_false_alarm("check_metric", false_alarm)
     loud = eqx.tree_at(lambda m: m.noise_multiplier, metric, jnp.full_like(metric.noise_multiplier, _LOUD))
     size, key = jnp.float32(4.0), jr.key(seed)

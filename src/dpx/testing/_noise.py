@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import accounting
+from .._checks import instance
 from .._types import Participation
 from ..noise import AbstractIntegerNoise, AbstractNoise
 from ._report import check_false_alarm, require
@@ -55,6 +56,7 @@ def check_noise(
 
     **Raises:** `AssertionError` that names the law, with numbers.
     """
+    instance("check_noise(noise=...)", noise, AbstractNoise, "dpx.IndependentGaussian(1.0)")
     failure = check_false_alarm("check_noise", false_alarm) / 64
     key = jr.key(seed)
     own = noise.noise_multiplier

@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+from .._checks import instance
 from ..accounting import PrivacyLedger
 from ..plan import PrivacyPlan
 from ._report import check_false_alarm, require
@@ -29,6 +30,7 @@ def check_plan(plan: PrivacyPlan, *, delta: float = 1e-6, seed: int = 0, false_a
     **Raises:** `AssertionError` that names the law, with the numbers.
     """
     del seed
+    instance("check_plan(plan=...)", plan, PrivacyPlan, "dpx.dp_sgd(1000, 10, 5, noise_multiplier=1.0)")
     check_false_alarm("check_plan", false_alarm)
     epsilon = plan.epsilon(delta)
     require(

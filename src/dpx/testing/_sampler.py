@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import accounting
+from .._checks import instance
 from ..sampling import AbstractSampler
 from ..strategies import AbstractStrategy, BandedToeplitz
 from ._report import check_false_alarm, name_of, require
@@ -60,6 +61,7 @@ def check_sampler(
 
     **Raises:** `AssertionError` that names the law, with seeds, steps or the attack.
     """
+    instance("check_sampler(sampler=...)", sampler, AbstractSampler, "dpx.PoissonSampler(50, 10, 400)")
     failure = check_false_alarm("check_sampler", false_alarm) / 2
     _check_pure(sampler, distinct, seed)
     _check_participation(sampler, seed)

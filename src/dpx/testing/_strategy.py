@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from .._checks import instance
 from ..strategies import AbstractStrategy
 from ._noise import signed_patterns
 from ._report import check_false_alarm, require
@@ -49,6 +50,7 @@ def check_strategy(
 
     **Raises:** `AssertionError` that names the law, with the participation or the step that breaks it.
     """
+    instance("check_strategy(strategy=...)", strategy, AbstractStrategy, "dpx.BandedToeplitz([1.0, 0.5])")
     check_false_alarm("check_strategy", false_alarm)
     steps = min(steps, strategy.steps or steps)
     _check_matrix(strategy, steps)
