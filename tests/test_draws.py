@@ -262,3 +262,11 @@ def test_noise_parts_use_these_draws(name):
     noisy, _ = noise.step(total, jnp.float32(2.0), key, jnp.int32(5), ())
     leaf = jr.split(jr.fold_in(key, 5), 1)[0]
     np.testing.assert_allclose(noisy, 2 * draw(LAWS[name], leaf, (40, 50)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("step", [-1, 2**64])
+def test_steps_that_would_reach_another_domains_stream_are_refused(step):
+    from dpx.random import Domain, generator
+
+    with pytest.raises(ValueError, match="2\\*\\*64"):
+        generator(0, step, Domain.POISSON)

@@ -334,3 +334,17 @@ def test_events_without_a_bound_do_not_fit():
     assert not budget.can_spend(da.NonPrivateDpEvent())
     with pytest.raises(RuntimeError):
         budget.spend(da.NonPrivateDpEvent())
+
+
+def test_guarantee_entries_made_by_hand_count_at_least_once():
+    """Five and minus four of one event were one."""
+    entries = tuple(accounting.LedgerEntry(da.GaussianDpEvent(1.0), count, None) for count in (5, -4))
+    with pytest.raises(ValueError, match="count` must be at least 1"):
+        accounting.PrivacyLedger("add_or_remove_one", entries=entries)
+
+
+@pytest.mark.parametrize("version", ["[]", "{}", "1.0", "true", "null", "3"])
+def test_versions_that_are_none_are_refused_by_name(version):
+    text = accounting.PrivacyLedger("replace_one").to_json().replace('"version": 1', f'"version": {version}')
+    with pytest.raises(ValueError, match="version .* of the format"):
+        accounting.PrivacyLedger.from_json(text)

@@ -235,3 +235,123 @@ def test_every_event_of_ours_has_a_rule_with_all_that_guesses_need():
         assert rule.loss.__module__.startswith("dpx.accounting.losses."), event
         assert rule.wraps is not None or rule.scale is not None, event
         assert rule.with_side_queries is not None, event
+
+
+def ruled(loss, **options):
+    """An event class of its own with that rule."""
+
+    @attr.s(frozen=True, slots=True, auto_attribs=True)
+    class OwnDpEvent(da.DpEvent):
+        noise_multiplier: float
+
+    accounting.loss_rule(OwnDpEvent, scale=lambda e, a: (1.0, 20.0), **options)(loss)
+    return OwnDpEvent(1.0)
+
+
+def gaussian_loss(event, adjacency, interval):
+    return accounting.loss_distribution(da.GaussianDpEvent(event.noise_multiplier), adjacency, interval=interval)
+
+
+def test_guarantee_a_rule_that_would_not_always_be_asked_is_refused():
+    """A subclass of a Gaussian's event is merged with other Gaussians, and composition is taken apart: whatever its rule says was ignored."""
+
+    @attr.s(frozen=True, slots=True, auto_attribs=True)
+    class LeakingDpEvent(da.GaussianDpEvent):
+        pass
+
+    @attr.s(frozen=True, slots=True, auto_attribs=True)
+    class FailingDpEvent(dpx.events.CoupledDpEvent):
+        pass
+
+    known = (LeakingDpEvent, FailingDpEvent, da.SelfComposedDpEvent, da.dp_event.RepeatAndSelectDpEvent, da.DpEvent)
+    for event_class in known:
+        with pytest.raises(ValueError, match="would not always be asked"):
+            accounting.loss_rule(event_class)(gaussian_loss)
+    with pytest.raises(ValueError, match="would not always be asked"):
+        accounting.loss_rule(da.PoissonSampledDpEvent, of=LeakingDpEvent)(gaussian_loss)
+
+
+def test_what_it_costs_to_sample_an_event_of_theirs_may_have_a_rule():
+    own = ruled(gaussian_loss)
+
+    @accounting.loss_rule(da.PoissonSampledDpEvent, of=type(own))
+    def sampled(event, adjacency, interval):
+        gaussian = da.GaussianDpEvent(event.event.noise_multiplier)
+        once = da.PoissonSampledDpEvent(event.sampling_probability, gaussian)
+        return accounting.loss_distribution(once, adjacency, interval=interval)
+
+    expected = accounting.epsilon(da.PoissonSampledDpEvent(0.1, da.GaussianDpEvent(1.0)), DELTA)
+    assert accounting.epsilon(da.PoissonSampledDpEvent(0.1, own), DELTA) == pytest.approx(expected, rel=1e-2)
+
+
+def test_guarantee_masses_that_are_none_are_refused():
+    """NaN in a loss passed for perfect privacy, epsilon 0, and so did mass that was missing."""
+
+    def spoilt(spoil):
+        def loss(event, adjacency, interval):
+            pmf = gaussian_loss(event, adjacency, interval).remove
+            bad = accounting.LossPmf(pmf.interval, pmf.lowest, spoil(pmf.mass.copy()), pmf.infinity)
+            return accounting.LossDistribution(pmf, bad)
+
+        return loss
+
+    def negative(mass):
+        mass[0] = -1.0
+        mass[-1] += 1.0
+        return mass
+
+    for spoil in (lambda m: m * np.nan, lambda m: 0.999 * m, negative):
+        event = ruled(spoilt(spoil))
+        for question in (accounting.epsilon, accounting.delta):
+            with pytest.raises(ValueError, match="gives no privacy loss: its masses"):
+                question(event, DELTA)
+    with pytest.raises(ValueError, match="no `LossDistribution`"):
+        accounting.epsilon(ruled(lambda event, adjacency, interval: 1.0), DELTA)
+
+    def failing(coupling, other=None):
+        def loss(event, adjacency, interval):
+            pmf = gaussian_loss(event, adjacency, interval).remove
+            return accounting.LossDistribution(pmf, pmf, coupling, other and other(event, adjacency, interval))
+
+        return loss
+
+    for loss in (failing(-0.1), failing(0.0, spoilt(lambda m: m * np.nan))):
+        with pytest.raises(ValueError, match="gives no privacy loss"):
+            accounting.epsilon(ruled(loss), DELTA)
+
+
+def test_guarantee_other_numbers_of_a_rule_that_are_no_bounds_prove_nothing():
+    for number in (-3.0, math.nan):
+        with pytest.raises(ValueError, match="its `pure` epsilon"):
+            accounting.epsilon(ruled(gaussian_loss, pure=lambda e, a, n=number: n), DELTA)
+        event = ruled(gaussian_loss, renyi=lambda e, a, orders, n=number: np.full(len(orders), n))
+        both = da.ComposedDpEvent([event, da.GaussianDpEvent(1.0)])
+        assert accounting.epsilon(both, DELTA, accountant="rdp") == math.inf
+
+
+def test_guarantee_what_holds_for_presence_says_nothing_of_replacement():
+    event = ruled(
+        gaussian_loss, only_presence="It", pure=lambda e, a: 1.0, renyi=lambda e, a, orders: np.ones(len(orders))
+    )
+    assert accounting.epsilon(event, 0.0) == 1.0
+    for delta, accountant in ((0.0, "pld"), (DELTA, "pld"), (DELTA, "rdp")):
+        with pytest.raises(ValueError, match="not for 'replace_one'|does not have"):
+            accounting.epsilon(event, delta, adjacency="replace_one", accountant=accountant)
+    with pytest.raises(ValueError, match="not for 'replace_one'"):
+        accounting.delta(event, 2.0, adjacency="replace_one")
+
+
+def test_what_an_event_is_reduced_to_is_reduced_in_its_turn():
+    @attr.s(frozen=True, slots=True, auto_attribs=True)
+    class TwiceDpEvent(da.DpEvent):
+        noise_multiplier: float
+
+        def reduced(self):
+            twice = [da.GaussianDpEvent(np.float32(self.noise_multiplier))] * 2
+            return da.PoissonSampledDpEvent(0.5, da.ComposedDpEvent(twice))
+
+    expected = da.PoissonSampledDpEvent(0.5, da.SelfComposedDpEvent(da.GaussianDpEvent(1.0), 2))
+    for accountant in ("pld", "rdp"):
+        found = accounting.epsilon(TwiceDpEvent(1.0), DELTA, accountant=accountant)
+        assert found == accounting.epsilon(expected, DELTA, accountant=accountant)
+    assert accounting.epsilon(TwiceDpEvent(0.0), DELTA, accountant="rdp") == math.inf

@@ -144,3 +144,15 @@ def test_paths_of_before_still_import():
     from dpx.private_sum import PrivateSum, model_update
 
     assert (augment, PrivateSum, model_update) == (dpx.augment, dpx.PrivateSum, dpx.model_update)
+
+
+def test_guarantee_no_event_is_of_more_steps_than_the_noise_is_made_for():
+    noise = dpx.CorrelatedGaussian(dpx.SquareRootToeplitz(8), 1.5)
+    for mechanism in (
+        Mechanism(dpx.FlatClipping(3.0), noise, {}, 8, EVERY),
+        Mechanism(dpx.FlatClipping(3.0), noise, {}, None, EVERY),
+        Mechanism(dpx.FlatClipping(3.0), dpx.IndependentGaussian(1.5), {}, 8, EVERY),
+    ):
+        mechanism.event(8)
+        with pytest.raises(ValueError, match="past the mechanism's end, 8"):
+            mechanism.event(9)

@@ -139,3 +139,20 @@ def test_a_plans_gradient_made_inside_jit_is_recorded_too():
         assert "made by a plan" in str(error)
     else:
         assert np.isnan(out).all()
+
+
+@pytest.mark.parametrize("changed", [jnp.int32(1), jnp.bfloat16(1.9), jnp.full((2,), 1.9)])
+def test_guarantee_a_traced_number_of_another_dtype_or_shape_is_not_the_plans(changed):
+    """Cast to an integer 1.9 is 1, which passed for the noise multiplier that the plan states."""
+    from dpx.private_gradient._stated import check_stated, stated_of
+
+    clipping, noise = dpx.FlatClipping(1.0), dpx.IndependentGaussian(1.9)
+    stated = stated_of(clipping, noise, np.float32(10.0), {}, 3)
+
+    @jax.jit
+    def is_the_plans(multiplier):
+        other = eqx.tree_at(lambda n: n.noise_multiplier, noise, multiplier)
+        return check_stated(stated, clipping, other, np.float32(10.0), {}, 3)
+
+    assert is_the_plans(noise.noise_multiplier)
+    assert not is_the_plans(changed)

@@ -5,7 +5,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ..events import composed, parts
-from ._rules import loss_of, rule_of
+from ._rules import loss_of, pure_of, rule_of
 from .losses._distribution import LossDistribution, infinite, nothing
 from .losses._pmf import Aim
 
@@ -20,12 +20,7 @@ _WIDEST = 2.0**-6  # of the grid on which the losses of foreign events are measu
 
 def pure_epsilon(event: Any, adjacency: str) -> float:
     """The epsilon of pure differential privacy of a reduced event, whatever its delta; infinite where it has none."""
-    return math.fsum(count * _pure(part, adjacency) for part, count in parts(event))
-
-
-def _pure(event: Any, adjacency: str) -> float:
-    pure = rule_of(event).pure
-    return math.inf if pure is None else pure(event, adjacency)
+    return math.fsum(count * pure_of(part, adjacency) for part, count in parts(event))
 
 
 def guess(event: Any) -> Any:

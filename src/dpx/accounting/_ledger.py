@@ -95,6 +95,7 @@ class PrivacyLedger(eqx.Module):
         self.entries = tuple(entries)
         self.fixed_parts = flag("PrivacyLedger(fixed_parts=...)", fixed_parts)
         for entry in self.entries:
+            positive_int("PrivacyLedger(entries=...): count", entry.count)
             self._check_part(entry.part)
 
     def spend(

@@ -60,7 +60,7 @@ def read(text: str) -> tuple[Any, str, tuple[LedgerEntry, ...], bool]:
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise ValueError(f"`PrivacyLedger.from_json(...)`: this is no privacy ledger (`format` must be {_FORMAT!r}).")
     version = record.get("version")
-    if isinstance(version, bool) or version not in _VERSIONS:
+    if type(version) is not int or version not in _VERSIONS:
         raise ValueError(
             f"`PrivacyLedger.from_json(...)`: version {version!r} of the format; this dpx reads versions {', '.join(map(str, _VERSIONS))}."
         )

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..events import reduced, uncoupled
 from ._neighbours import check_accountant
-from ._rules import MSG_NO_FORMULA, rule_of
+from ._rules import renyi_of
 
 # integers, whose formulas are sums of positive terms: fractional orders lose digits where the sampling rate is small
 ORDERS = (*range(2, 65), 96, 128, 192, 256, 512)
@@ -59,10 +59,7 @@ def renyi_curve(event: Any, adjacency: str, orders: tuple[float, ...] | None = N
     chosen = np.asarray(RdpAccountant(None if orders is None else list(orders)).orders)
     divergences = np.zeros(len(chosen))
     for leaf, count in leaves:
-        renyi = rule_of(leaf).renyi
-        if renyi is None:
-            raise ValueError(MSG_NO_FORMULA.format(event=type(leaf).__name__))
-        divergences = divergences + count * renyi(leaf, adjacency, chosen)
+        divergences = divergences + count * renyi_of(leaf, adjacency, chosen)
     return RenyiCurve(chosen, divergences, coupling)
 
 

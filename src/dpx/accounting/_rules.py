@@ -1,5 +1,6 @@
 """What is known of each event: the registry that all questions look up."""
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
 _Loss = TypeVar("_Loss", bound=Callable[..., LossDistribution])
+_MISSING = 1e-9  # of the mass that somebody's rule may have lost to rounding
 
 MSG_NO_FORMULA = (
     "Rényi accounting does not know {event}: its divergences have a formula in one direction only, and privacy losses are computed to within "
@@ -32,6 +34,13 @@ _MSG_SIDE_QUERIES = (
     "Nobody can account for adaptive clipping or metrics next to correlated noise under `{name}`: its loss rule has no `with_side_queries`. Use "
     "independent noise, or a clip norm that is fixed and no metrics."
 )
+
+
+_MSG_NOT_OWN = (
+    "`loss_rule({name})`: `{name}` is or derives from `{base}`, which is taken apart or accounted for as what it is wherever it stands, so that this "
+    "rule would not always be asked. Derive the event from `dp_accounting.DpEvent` alone."
+)
+_MSG_NO_LOSS = "The loss rule of `{name}` gives no privacy loss: {what}. Nothing can be said about what rests on it."
 
 
 class LossRule(NamedTuple):
@@ -105,11 +114,11 @@ def loss_rule(
     - `of`: only where the field `event` is of this class: the rule of a sampled mechanism, by what is sampled.
     - `scale`: `(event, adjacency)` to standard deviation and extent of the loss, of which the grid is made; by default the loss is measured on
         finer and finer grids.
-    - `pure`: `(event, adjacency)` to the $arepsilon$ of pure differential privacy; by default there is none.
+    - `pure`: `(event, adjacency)` to the $\varepsilon$ of pure differential privacy; by default there is none.
     - `guess`: `event` to one that costs about as much and is quick, by which answers are looked for; by default itself.
     - `renyi`: `(event, adjacency, orders)` to upper bounds on the Rényi divergences in both directions; by default unknown.
     - `attacks`: `(event, adjacency)` to pairs that some data sets reach, for lower bounds; by default none.
-    - `attained`: `(event, count, adjacency, delta)` to a lower bound on $arepsilon$ where nothing else is composed, or None.
+    - `attained`: `(event, count, adjacency, delta)` to a lower bound on $\varepsilon$ where nothing else is composed, or None.
     - `wraps`: `event` to the one whose losses it has, but for what a coupling adds.
     - `with_side_queries`: `(event, noise_multiplier, side_precision)` to the event with the gradient's own noise multiplier, and further Gaussian
         queries of every batch, whose squared inverse noise multipliers sum to `side_precision`: asked for where noise is correlated. By default
@@ -119,7 +128,8 @@ def loss_rule(
 
     **Returns:** a decorator, which leaves the function as it is.
 
-    **Raises:** `ValueError` if the event has a rule, or is no event.
+    **Raises:** `ValueError` if the event has a rule, is no event, or derives from one of dp_accounting's or dpx's: those are taken apart, and a rule
+    of a subclass would not be asked. What it costs to sample an event of yours may have a rule: `PoissonSampledDpEvent`, `of` your class.
     """
     from dp_accounting import DpEvent
 
@@ -133,10 +143,12 @@ def loss_rule(
         raise ValueError(f"`loss_rule({event_class.__name__}, is_simulated=True)` needs a `guess`.")
 
     def register(loss: _Loss) -> _Loss:
-        if not loss.__module__.startswith(f"{__package__}.losses."):
+        if not _is_ours(loss):
             _load()  # so that nobody takes the place of one of ours
         if (event_class, of) in _RULES:
             raise ValueError(f"`{event_class.__name__}` has a loss rule, which cannot be replaced.")
+        if not _is_ours(loss):
+            _check_own(event_class, of)
         _RULES[event_class, of] = LossRule(loss, *rule)
         return loss
 
@@ -161,9 +173,64 @@ def loss_of(event: Any, adjacency: str, interval: float, samples: int | None) ->
     rule = rule_of(event)
     if rule.only_presence is not None and adjacency == "replace_one":
         raise ValueError(_MSG_PRESENCE.format(name=rule.only_presence, adjacency=adjacency))
-    if rule.is_simulated or rule.wraps is not None:
-        return rule.loss(event, adjacency, interval, samples)
-    return rule.loss(event, adjacency, interval)
+    options = (samples,) if rule.is_simulated or rule.wraps is not None else ()
+    found = rule.loss(event, adjacency, interval, *options)
+    if not _is_ours(rule.loss):
+        _check_loss(type(event).__name__, found)
+    return found
+
+
+def pure_of(event: Any, adjacency: str) -> float:
+    """The epsilon of pure differential privacy of an event that composes no others, by its rule; infinite where it has none."""
+    rule = rule_of(event)
+    if rule.pure is None or (rule.only_presence is not None and adjacency == "replace_one"):
+        return math.inf
+    found = float(rule.pure(event, adjacency))
+    if not found >= 0:
+        raise ValueError(_MSG_NO_LOSS.format(name=type(event).__name__, what=f"its `pure` epsilon is {found:g}"))
+    return found
+
+
+def renyi_of(event: Any, adjacency: str, orders: np.ndarray) -> np.ndarray:
+    """The Rényi divergences of an event that composes no others, by its rule; infinite where that gives no number of at least 0."""
+    rule = rule_of(event)
+    if rule.renyi is None:
+        raise ValueError(MSG_NO_FORMULA.format(event=type(event).__name__))
+    if rule.only_presence is not None and adjacency == "replace_one":
+        raise ValueError(_MSG_PRESENCE.format(name=rule.only_presence, adjacency=adjacency))
+    found = np.asarray(rule.renyi(event, adjacency, orders), np.float64)
+    return np.where(found >= 0, found, np.inf)
+
+
+def _is_ours(loss: Callable[..., Any]) -> bool:
+    return loss.__module__.startswith(f"{__package__}.losses.")
+
+
+def _check_own(event_class: type, of: type | None) -> None:
+    """Raises unless a rule of somebody else's is of an event class of their own, or of sampling one."""
+    from dp_accounting import PoissonSampledDpEvent
+
+    theirs = of if event_class is PoissonSampledDpEvent and of is not None else event_class
+    for cls in theirs.__mro__:
+        if cls.__module__.split(".")[0] in ("dp_accounting", "dpx") and (cls.__name__ != "DpEvent" or cls is theirs):
+            raise ValueError(_MSG_NOT_OWN.format(name=theirs.__name__, base=cls.__name__))
+
+
+def _check_loss(name: str, found: Any) -> None:
+    """Raises for numbers that are no masses of probability: NaN would pass for perfect privacy, and what is missing for none at all."""
+    if not isinstance(found, LossDistribution):
+        raise ValueError(_MSG_NO_LOSS.format(name=name, what=f"got {described(found)} and no `LossDistribution`"))
+    for pmf in (found.remove, found.add):
+        total = float(np.sum(pmf.mass)) + pmf.infinity
+        # a sum is NaN or infinite where a mass is
+        if not (total >= 1 - _MISSING and total < np.inf and np.min(pmf.mass, initial=pmf.infinity) >= 0):
+            raise ValueError(
+                _MSG_NO_LOSS.format(name=name, what=f"its masses, of at least 0, must sum to 1; got {total:g}")
+            )
+    if not found.coupling >= 0:
+        raise ValueError(_MSG_NO_LOSS.format(name=name, what=f"its coupling is {found.coupling:g}"))
+    if found.other is not None:
+        _check_loss(name, found.other)
 
 
 def is_monte_carlo(event: Any) -> bool:

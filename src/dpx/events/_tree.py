@@ -211,7 +211,9 @@ def _reduced(event: Any) -> Any:
                 return da.NoOpDpEvent()  # nobody's data is used
             return with_noise(event, event.noise_multiplier)
     own = getattr(event, "reduced", None)
-    return event if own is None else own()
+    found = event if own is None else own()
+    # whatever it became is checked and reduced in its turn
+    return event if found is event or found == event else reduced(found)
 
 
 def _reduced_poisson(event: Any) -> Any:

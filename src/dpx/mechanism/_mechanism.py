@@ -163,7 +163,11 @@ class Mechanism(eqx.Module):
         - `steps`: how many.
         - `sampled`: how a sampler samples and composes events, `AbstractSampler.event`. Without one everybody may be in every batch; correlated
             noise then covers examples that take part no more often than `participation` says.
+
+        **Raises:** `ValueError` for more steps than the mechanism has, for which its noise is not made.
         """
+        if self.steps is not None and steps > self.steps:
+            raise ValueError(f"`Mechanism.event(steps={steps})` is past the mechanism's end, {self.steps} steps.")
         if not self.is_private:
             from dp_accounting import NonPrivateDpEvent
 

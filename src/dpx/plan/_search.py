@@ -38,7 +38,7 @@ class Target(Generic[P]):
 
         def of(candidate: P) -> float:
             value = measure(candidate)
-            return math.log(value / self.limit) if value > 0 else -math.inf
+            return -math.inf if value <= 0 else math.log(value / self.limit)  # NaN keeps no limit
 
         return of
 

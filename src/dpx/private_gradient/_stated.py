@@ -55,11 +55,18 @@ def check_stated(stated: Stated | None, clipping: Any, noise: Any, normalizer: A
     is_same = [jnp.array(True)]
     for (path, numbers), leaf in zip(stated.numbers, jax.tree.leaves(tree), strict=True):
         if is_traced(leaf):
-            expected = jnp.asarray(
-                np.reshape(np.asarray(numbers, leaf.dtype), leaf.shape if leaf.size == len(numbers) else -1)
-            )
-            is_same.append(jnp.all(leaf == expected))
+            is_same.append(_is_equal(leaf, np.asarray(numbers)))
         elif (got := tuple(np.asarray(leaf).ravel().tolist())) != numbers:
             shown = lambda n: ", ".join(f"{x:.9g}" for x in n[:3]) + (", ..." if len(n) > 3 else "")
             raise ValueError(_MSG_NOT_THE_PLAN.format(stated=f"{path} = {shown(numbers)}", got=shown(got)))
     return jnp.all(jnp.stack(is_same))
+
+
+def _is_equal(leaf: Any, numbers: np.ndarray) -> Array:
+    """Whether a traced leaf has these numbers: compared as they are, since cast to the leaf's own dtype 1.9 would be the integer 1."""
+    is_integer = numbers.dtype.kind != "f" and not jnp.issubdtype(leaf.dtype, jnp.inexact)
+    dtype = leaf.dtype if is_integer else jax.dtypes.canonicalize_dtype(np.float64)
+    expected = numbers.astype(dtype)
+    if leaf.size != numbers.size or (is_integer and not np.array_equal(expected, numbers)):
+        return jnp.array(False)
+    return jnp.all(leaf.astype(dtype) == expected.reshape(leaf.shape))

@@ -50,4 +50,6 @@ def generator(seed: int, step: int, domain: int) -> np.random.Generator:
     """
     # as Python integers: NumPy has none of 128 bits
     seed, step = check_seed("seed=...", seed), integer("step=...", step)
+    if not 0 <= step < 2**64:  # else it would reach the domain's bits
+        raise ValueError(f"`step=...` must lie between 0 and 2**64 - 1; got {step}.")
     return np.random.Generator(np.random.Philox(key=seed, counter=(step << 128) | (int(domain) << 192)))
