@@ -99,7 +99,7 @@ class PrivacyPlan(AbstractQuestions):
         self.clipping = clipping
         self.noise = noise
         self.metrics = metrics
-        self.accountant = accountant  # pyright: ignore[reportAttributeAccessIssue]
+        self.accountant = accountant
 
     @property
     def mechanism(self) -> Mechanism:
