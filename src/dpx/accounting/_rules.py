@@ -105,11 +105,11 @@ def loss_rule(
     - `of`: only where the field `event` is of this class: the rule of a sampled mechanism, by what is sampled.
     - `scale`: `(event, adjacency)` to standard deviation and extent of the loss, of which the grid is made; by default the loss is measured on
         finer and finer grids.
-    - `pure`: `(event, adjacency)` to the $arepsilon$ of pure differential privacy; by default there is none.
+    - `pure`: `(event, adjacency)` to the $\varepsilon$ of pure differential privacy; by default there is none.
     - `guess`: `event` to one that costs about as much and is quick, by which answers are looked for; by default itself.
     - `renyi`: `(event, adjacency, orders)` to upper bounds on the Rényi divergences in both directions; by default unknown.
     - `attacks`: `(event, adjacency)` to pairs that some data sets reach, for lower bounds; by default none.
-    - `attained`: `(event, count, adjacency, delta)` to a lower bound on $arepsilon$ where nothing else is composed, or None.
+    - `attained`: `(event, count, adjacency, delta)` to a lower bound on $\varepsilon$ where nothing else is composed, or None.
     - `wraps`: `event` to the one whose losses it has, but for what a coupling adds.
     - `with_side_queries`: `(event, noise_multiplier, side_precision)` to the event with the gradient's own noise multiplier, and further Gaussian
         queries of every batch, whose squared inverse noise multipliers sum to `side_precision`: asked for where noise is correlated. By default
