@@ -227,7 +227,8 @@ def _scale(event: Any, adjacency: str) -> tuple[float, float]:
 
 
 def _attacks(event: Any, adjacency: str) -> Attacks:
-    return NOTHING if adjacency == "replace_one" else allocation(event.noise_multiplier, event.bins)
+    del adjacency
+    return allocation(event.noise_multiplier, event.bins)
 
 
 @loss_rule(

@@ -25,13 +25,8 @@ _ATTACKERS_SAMPLES = (2**20, 2**23)
 _OCTAVE = 1024  # epsilons that samples are asked about
 
 
-def min_sep_distribution(event: Any, adjacency: str, interval: float, samples: int) -> LossDistribution:
+def min_sep_distribution(event: Any, interval: float, samples: int) -> LossDistribution:
     """The pessimistic privacy loss of a `MinSepSampledDpEvent`; the same one whenever the same is asked."""
-    if adjacency == "replace_one":
-        raise ValueError(
-            "b-min-sep sampling can be accounted for with `adjacency='add_or_remove_one'` or `'replace_special'` only, for which the pair of "
-            "distributions that dominates it is known; got 'replace_one'."
-        )
     multiplier = 2.0 ** (math.floor(math.log2(event.noise_multiplier) * MULTIPLIERS) / MULTIPLIERS)
     if not 2.0**-7 <= multiplier < 2.0**10:
         raise ValueError(
@@ -241,9 +236,8 @@ def _with_side_queries(event: Any, noise_multiplier: float, side_precision: floa
 
 
 def _attained(event: Any, count: int, adjacency: str, delta: float) -> float | None:
-    if count > 1:
-        return None
-    return 0.0 if adjacency == "replace_one" else _sampled_epsilon(event, delta)
+    del adjacency
+    return _sampled_epsilon(event, delta) if count == 1 else None
 
 
 @loss_rule(
@@ -251,8 +245,10 @@ def _attained(event: Any, count: int, adjacency: str, delta: float) -> float | N
     scale=_scale,
     guess=_guess,
     attained=_attained,
+    only_presence="b-min-sep sampling",
     with_side_queries=_with_side_queries,
     is_simulated=True,
 )
 def _loss(event: Any, adjacency: str, interval: float, samples: int | None) -> LossDistribution:
-    return min_sep_distribution(event, adjacency, interval, samples or samples_for(1e-4))
+    del adjacency
+    return min_sep_distribution(event, interval, samples or samples_for(1e-4))
