@@ -21,7 +21,6 @@ from ._gaussian import gaussian_scale
 from ._monte_carlo import FAILURE, MULTIPLIERS, THRESHOLDS, confidence_room, kl_lower, pessimistic, samples_for
 
 _CHUNK = 2**10  # small enough for the caches
-_ATTACKERS_SAMPLES = (2**20, 2**23)
 _OCTAVE = 1024  # epsilons that samples are asked about
 
 
@@ -89,8 +88,13 @@ def min_sep_losses(
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         chunks = list(pool.map(run, range(-(-samples // _CHUNK))))
     remove, add = (np.concatenate(losses)[:samples] for losses in zip(*chunks, strict=True))
-    lost = 1e-4 + steps * 2.0**-21
+    lost = _lost(steps)
     return remove + lost, add + lost
+
+
+def _lost(steps: int) -> float:
+    """What single precision may take from a loss, or add to it."""
+    return 1e-4 + steps * 2.0**-21
 
 
 def _chunk(sigma, coefficients, steps, separation, p, is_warm, seed, side_precision, number):
@@ -176,14 +180,12 @@ def _ratios(
 
 def _sampled_epsilon(event: Any, delta: float) -> float:
     """b-min-sep sampling, whose likelihood ratios are simulated: too large with probability 1e-8 at most, whatever is asked."""
-    samples = _ATTACKERS_SAMPLES[0]
-    while samples < _ATTACKERS_SAMPLES[1] and samples * delta < 80:
-        samples *= 2
+    samples = samples_for(delta)
     structure = (event.coefficients, event.steps, event.min_separation, event.sampling_probability, event.is_warm)
     remove, add = min_sep_losses(
         event.noise_multiplier, *structure, samples=samples, seed=_attackers_seed(event.noise_multiplier, structure)
     )
-    raised = 2 * (1e-4 + event.steps * 2.0**-21)  # by half of that they were rounded up, and by half they may be wrong
+    raised = 2 * _lost(event.steps)  # by half of that they were rounded up, and by half they may be wrong
     room = math.log(2 * 20 * _OCTAVE / FAILURE) / samples
     found = 0.0
     for losses in (remove, add):
