@@ -88,11 +88,9 @@ def _zcdp_renyi(event: Any, adjacency: str, orders: np.ndarray) -> np.ndarray:
     return sampled_zcdp(event, orders)  # dp_accounting has no amplification for it
 
 
-@loss_rule(PoissonSampledDpEvent, of=ZCDpEvent, renyi=_zcdp_renyi, attacks=_attacks, with_side_queries=unchanged)
-def _zcdp_loss(event: Any, adjacency: str, interval: float) -> LossDistribution:
-    return their_loss(event, adjacency, interval)
+loss_rule(PoissonSampledDpEvent, of=ZCDpEvent, renyi=_zcdp_renyi, attacks=_attacks, with_side_queries=unchanged)(
+    their_loss
+)
 
 
-@loss_rule(PoissonSampledDpEvent, renyi=their_divergences, attacks=_attacks, with_side_queries=unchanged)
-def _other_loss(event: Any, adjacency: str, interval: float) -> LossDistribution:
-    return their_loss(event, adjacency, interval)
+loss_rule(PoissonSampledDpEvent, renyi=their_divergences, attacks=_attacks, with_side_queries=unchanged)(their_loss)
