@@ -361,9 +361,9 @@ def test_min_sep_refuses_what_samples_cannot_show(few_samples):
 
 def test_kullback_leibler_bound_is_the_exact_one_where_there_is_one():
     questions = _monte_carlo._QUESTIONS / _monte_carlo.FAILURE
+    none, low = _monte_carlo._kl_uppers(np.array([0.0, 1e-3]), math.log(questions) / 10**6).tolist()
     # no sample above: (1 - d)^n = failure
-    assert _monte_carlo._kl_upper(0.0, 10**6) == pytest.approx(-math.expm1(-math.log(questions) / 10**6), rel=1e-9)
-    low = _monte_carlo._kl_upper(1e-3, 10**6)
+    assert none == pytest.approx(-math.expm1(-math.log(questions) / 10**6), rel=1e-9)
     gap = 1e-3 * math.log(1e-3 / low) + 0.999 * math.log(0.999 / (1 - low))
     assert gap == pytest.approx(math.log(questions) / 10**6, rel=1e-6) and low > 1e-3
 

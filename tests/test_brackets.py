@@ -321,7 +321,7 @@ NARROW = {
     "little noise": times(Poisson(0.001, Gaussian(0.4)), 200),
     "rare": times(Poisson(1e-4, Gaussian(1.0)), 10**5),
     "half a million": times(Poisson(0.004, Gaussian(2.0)), 500_000),
-    "several": da.ComposedDpEvent([times(Poisson(0.1, Gaussian(3.0)), 100), times(Poisson(0.02, Gaussian(1.0)), 50), Gaussian(10.0)]),  # pyright: ignore[reportArgumentType]
+    "several": da.ComposedDpEvent([times(Poisson(0.1, Gaussian(3.0)), 100), times(Poisson(0.02, Gaussian(1.0)), 50), Gaussian(10.0)]),
     "laplace": times(da.LaplaceDpEvent(10.0), 50),
     "sampled laplace": times(Poisson(0.05, da.LaplaceDpEvent(0.5)), 200),
     "allocation": RandomAllocationDpEvent(0.7, 40),
@@ -394,7 +394,7 @@ def test_lower_is_never_above_upper(seed):
             Poisson(float(shares[0]), Gaussian(sigma)),
             GaussianMixtureOfBinsDpEvent(sigma, tuple(map(tuple, toeplitz))),
             RandomAllocationDpEvent(sigma, int(rng.integers(2, 12))),
-            da.ComposedDpEvent([Gaussian(3 * sigma), times(Poisson(float(shares[1]), Gaussian(2 * sigma)), 3)]),  # pyright: ignore[reportArgumentType]
+            da.ComposedDpEvent([Gaussian(3 * sigma), times(Poisson(float(shares[1]), Gaussian(2 * sigma)), 3)]),
         ]
         event, adjacency = events[int(rng.integers(6))], str(rng.choice(sampling._base.ADJACENCIES))
         try:
@@ -452,7 +452,7 @@ def test_plans_that_nobody_can_attack_say_so():
     assert _rules.rule_of(da.dp_event.UnsupportedDpEvent()).attacks is None
     # what cannot be attacked is left out of a composition, and the rest counts
     tree = da.SingleEpochTreeAggregationDpEvent(5.0, 4)
-    assert accounting.attained_epsilon(da.ComposedDpEvent([tree, Gaussian(2.0)]), 1e-5) == pytest.approx(  # pyright: ignore[reportArgumentType]
+    assert accounting.attained_epsilon(da.ComposedDpEvent([tree, Gaussian(2.0)]), 1e-5) == pytest.approx(
         gaussian_epsilon(2.0, 1e-5), rel=1e-6
     )
 

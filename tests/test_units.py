@@ -55,7 +55,7 @@ def test_views_take_a_sequence_axis_not_a_gradient_each():
     x, y = jnp.ones((batch, 32)), jnp.ones((batch, 4))
     state = private_grad.init(model, key=jr.key(0))
     compiled = eqx.filter_jit(lambda m, b, s: private_grad(m, b, s)[0]).lower(model, (x, y), state).compile()  # pyright: ignore[reportFunctionMemberAccess]
-    held = compiled.compiled.memory_analysis().temp_size_in_bytes  # pyright: ignore[reportAttributeAccessIssue]
+    held = compiled.compiled.memory_analysis().temp_size_in_bytes
     one = 4 * sum(p.size for p in jax.tree.leaves(eqx.filter(model, eqx.is_array)))
     assert held < batch * multiplicity * one / 8
 

@@ -69,10 +69,10 @@ class Sensitive(eqx.Module, Generic[_T]):
 
     __str__ = __repr__
 
-    __eq__ = _refuse("Comparison")  # pyright: ignore[reportAssignmentType]
-    __ne__ = _refuse("Comparison")  # pyright: ignore[reportAssignmentType]
+    __eq__ = _refuse("Comparison")
+    __ne__ = _refuse("Comparison")
     __lt__ = __le__ = __gt__ = __ge__ = _refuse("Comparison")
-    __hash__ = _refuse("Hashing")  # pyright: ignore[reportAssignmentType]
+    __hash__ = _refuse("Hashing")
     __bool__ = _refuse("Truth value")
     __float__ = __int__ = __complex__ = __index__ = _refuse("Conversion to a number")
     __array__ = __jax_array__ = _refuse("Conversion to an array")

@@ -13,6 +13,9 @@ RealScalarLike = Real[ArrayLike, ""]
 Adjacency = Literal["add_or_remove_one", "replace_one", "replace_special"]
 """What neighbouring data sets are; `dpx.accounting.NEIGHBOURS` has them in words."""
 
+Unit = Literal["example", "user"]
+"""What a private gradient clips: what one example gives, or all that one user's examples do."""
+
 if TYPE_CHECKING:
     _T = TypeVar("_T")
     Unchecked = Annotated[_T, "looked at where it is used, and refused by name, with the remedy"]
@@ -29,9 +32,7 @@ Integer = Unchecked[SupportsIndex]
 Batch = Unchecked[tuple[PyTree, ...]]
 Mask = Unchecked[ArrayLike]
 PRNGKey = Unchecked[Array]
-Path = Unchecked[str | os.PathLike[str]]
-Unit = Unchecked[Literal["example", "user"]]
-Parameter = Unchecked[Literal["noise_multiplier", "steps", "batch_size"]]
+FilePath = Unchecked[str | os.PathLike[str]]
 
 Params = PyTree[Array | None]
 """The trainable leaves of a model, `None` elsewhere: `eqx.filter(model, filter_spec)`."""

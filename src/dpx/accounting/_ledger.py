@@ -232,7 +232,6 @@ class PrivacyLedger(eqx.Module):
         costs = self.epsilon_by_part(delta)
         total = max(costs.values(), default=0.0)
         neighbours = NEIGHBOURS[self.adjacency].format(unit=self.unit)
-        delta = probability("PrivacyLedger.statement(delta=...)", delta)
         lines = [
             f"All releases together are ({round_epsilon(total)}, {stated})-differentially private for one {self.unit}; "
             f"neighbouring data sets: {neighbours} (adjacency `{self.adjacency}`).",

@@ -8,9 +8,9 @@ from .._checks import probability
 from ..events import canonical, composed, parts, uncoupled
 from ._neighbours import AccountantName, Adjacency, Neighbours, check_adjacency
 from ._questions import epsilon as upper_epsilon
-from ._rules import rule_of
+from ._rules import attacks_of, attained_by
 from .losses._optimistic import lower_epsilon, rough_epsilon
-from .losses._pair import NOTHING, AbstractPair, sampled_discrete_gaussian
+from .losses._pair import AbstractPair, sampled_discrete_gaussian
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -121,15 +121,9 @@ def _attained(event: Any, delta: float, adjacency: Adjacency, upper: float) -> f
         return math.inf
     if any(isinstance(e, da.GaussianDpEvent | da.LaplaceDpEvent) and e.noise_multiplier == 0 for e, _ in pairs):
         return math.inf
-    rules = [rule_of(e) for e, _ in pairs]
-    if len(pairs) == 1 and rules[0].attained is not None:
-        found = rules[0].attained(*pairs[0], adjacency, delta)
-        if found is not None:
-            return found
-    reached = [
-        (NOTHING if r.attacks is None else r.attacks(e, adjacency), n) for r, (e, n) in zip(rules, pairs, strict=True)
-    ]
-    return best_attack(reached, delta, upper)
+    if len(pairs) == 1 and (found := attained_by(*pairs[0], adjacency, delta)) is not None:
+        return found
+    return best_attack([(attacks_of(e, adjacency), n) for e, n in pairs], delta, upper)
 
 
 def best_attack(composition: Any, delta: float, upper: float = math.inf) -> float:

@@ -10,7 +10,7 @@ from .._checks import described
 from ..events import parts
 from .losses._distribution import LossDistribution
 from .losses._foreign import their_divergences, their_loss
-from .losses._pair import Attacks
+from .losses._pair import NOTHING, Attacks
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -123,7 +123,7 @@ def loss_rule(
     - `with_side_queries`: `(event, noise_multiplier, side_precision)` to the event with the gradient's own noise multiplier, and further Gaussian
         queries of every batch, whose squared inverse noise multipliers sum to `side_precision`: asked for where noise is correlated. By default
         such queries are refused.
-    - `only_presence`: the mechanism's name, if the loss holds only where a unit is added, removed or emptied, not replaced.
+    - `only_presence`: the mechanism's name, if the rule holds only where a unit is added, removed or emptied, not replaced: then it is not asked.
     - `is_simulated`: the loss takes how many samples to draw as a fourth argument; then there must be a `guess`.
 
     **Returns:** a decorator, which leaves the function as it is.
@@ -171,7 +171,7 @@ def rule_of(event: Any) -> LossRule:
 def loss_of(event: Any, adjacency: str, interval: float, samples: int | None) -> LossDistribution:
     """The privacy loss of an event that composes no others, by its rule."""
     rule = rule_of(event)
-    if rule.only_presence is not None and adjacency == "replace_one":
+    if not _holds(rule, adjacency):
         raise ValueError(_MSG_PRESENCE.format(name=rule.only_presence, adjacency=adjacency))
     options = (samples,) if rule.is_simulated or rule.wraps is not None else ()
     found = rule.loss(event, adjacency, interval, *options)
@@ -231,6 +231,24 @@ def _check_loss(name: str, found: Any) -> None:
         raise ValueError(_MSG_NO_LOSS.format(name=name, what=f"its coupling is {found.coupling:g}"))
     if found.other is not None:
         _check_loss(name, found.other)
+
+
+def attacks_of(event: Any, adjacency: str) -> Attacks:
+    """The pairs that some data sets reach, by the rule of the event; none where the rule does not hold."""
+    rule = rule_of(event)
+    return NOTHING if rule.attacks is None or not _holds(rule, adjacency) else rule.attacks(event, adjacency)
+
+
+def attained_by(event: Any, count: int, adjacency: str, delta: float) -> float | None:
+    r"""A lower bound on $\varepsilon$ where nothing else is composed, if the rule of the event has one."""
+    rule = rule_of(event)
+    if rule.attained is None:
+        return None
+    return rule.attained(event, count, adjacency, delta) if _holds(rule, adjacency) else 0.0
+
+
+def _holds(rule: LossRule, adjacency: str) -> bool:
+    return rule.only_presence is None or adjacency != "replace_one"
 
 
 def is_monte_carlo(event: Any) -> bool:

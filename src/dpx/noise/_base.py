@@ -7,14 +7,19 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from .._checks import instance
-from .._types import Params, Participation, Struct
+from .._checks import instance, positive_scalar
+from .._types import Params, Participation, RealScalarLike, Struct
 from ..strategies import AbstractStrategy
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
 Buffers = TypeVar("Buffers")
+
+_MSG_UNCALIBRATED = (
+    "`{name}(noise_multiplier=None)` has no noise multiplier yet. Give one, or let a plan find it: "
+    "`plan.calibrate(epsilon=..., delta=...)` or `dpx.dp_sgd(..., epsilon=..., delta=...)`."
+)
 
 
 class AbstractNoise(eqx.Module, Generic[Buffers]):
@@ -78,6 +83,21 @@ class AbstractNoise(eqx.Module, Generic[Buffers]):
     ) -> tuple[Params, Buffers]:
         """The noisy sum of step number `step` (from 0), and the buffers after it. The noise is a function of `fold_in(key, step)`, or of
         earlier steps' folds where it is correlated."""
+
+
+def as_multiplier(name: str, noise_multiplier: RealScalarLike | None) -> Float[Array, ""] | None:
+    """The noise multiplier that a noise of that name is given, rounded up to float32; None where a plan is to calibrate it."""
+    if noise_multiplier is None:
+        return None
+    why = "For a non-private baseline use `NoClipping()`."
+    return positive_scalar(f"{name}(noise_multiplier=...)", noise_multiplier, why)
+
+
+def known_multiplier(noise: AbstractNoise) -> Float[Array, ""]:
+    """The noise multiplier; raises if there is none yet."""
+    if noise.noise_multiplier is None:
+        raise ValueError(_MSG_UNCALIBRATED.format(name=type(noise).__name__))
+    return noise.noise_multiplier
 
 
 def check_noise(call: str, noise: Any) -> None:

@@ -10,13 +10,12 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from .._checks import flag, instance, positive_scalar
+from .._checks import flag, instance
 from .._rounding_up import PRODUCT_UP
 from .._types import Params, Participation, RealScalarLike, Struct
 from ..strategies import AbstractStrategy
-from ._base import AbstractNoise, Buffers
+from ._base import AbstractNoise, Buffers, as_multiplier, known_multiplier
 from ._gaussian import standard_normal
-from ._independent import MSG_UNCALIBRATED
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -75,10 +74,8 @@ class CorrelatedGaussian(AbstractNoise[PyTree]):
                 f"`CorrelatedGaussian({type(strategy).__name__}(...), replay=True)`: the inverse of this matrix is not banded, so earlier noise "
                 "cannot be drawn again. Leave `replay` out, or use `BandedInverse` or `GeometricStrategy`."
             )
-        call = "CorrelatedGaussian(noise_multiplier=...)"
         self.strategy = strategy
-        why = "For a non-private baseline use `NoClipping()`."
-        self.noise_multiplier = None if noise_multiplier is None else positive_scalar(call, noise_multiplier, why)
+        self.noise_multiplier = as_multiplier("CorrelatedGaussian", noise_multiplier)
         self.replay = replay
 
     @property
@@ -99,13 +96,12 @@ class CorrelatedGaussian(AbstractNoise[PyTree]):
         return GaussianDpEvent(float(noise_multiplier))
 
     def scale(self, sensitivity: Float[Array, ""], steps: int | None, participation: Participation) -> Float[Array, ""]:
-        if self.noise_multiplier is None:
-            raise ValueError(MSG_UNCALIBRATED.format(name="CorrelatedGaussian"))
+        multiplier = known_multiplier(self)
         if steps is None:
             raise ValueError(_MSG_NO_STEPS)
         # float64 on the host, rounded up where the product is
         factor = self.strategy.sensitivity(steps, participation.min_separation, participation.max_participations)
-        return self.noise_multiplier * sensitivity * np.float32(factor * PRODUCT_UP) * PRODUCT_UP
+        return multiplier * sensitivity * np.float32(factor * PRODUCT_UP) * PRODUCT_UP
 
     def variance(self, scale: Float[Array, ""], steps: int | None, step: Int[Array, ""]) -> Float[Array, ""]:
         if steps is None:

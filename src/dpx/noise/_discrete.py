@@ -11,12 +11,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt32
 
-from .._checks import is_traced, positive_float, positive_scalar
+from .._checks import is_traced, positive_float
 from .._types import Params, Participation, RealScalarLike
 from ..random import multiply
 from ..sharding import bits_like
-from ._base import Buffers
-from ._independent import MSG_UNCALIBRATED, AbstractIntegerNoise
+from ._base import Buffers, as_multiplier, known_multiplier
+from ._independent import AbstractIntegerNoise
 from ._rounding import Rounding
 
 if TYPE_CHECKING:
@@ -84,14 +84,12 @@ class DiscreteGaussian(AbstractIntegerNoise):
             )
         self.granularity = step
         self.noise_multiplier = None
-        if noise_multiplier is not None:
-            call = "DiscreteGaussian(noise_multiplier=...)"
-            why = "For a non-private baseline use `NoClipping()`."
-            number = positive_scalar(call, noise_multiplier, why)
+        number = as_multiplier("DiscreteGaussian", noise_multiplier)
+        if number is not None:
             if not is_traced(noise_multiplier) and float(np.asarray(noise_multiplier)) * self.radius > _LARGEST_SIGMA:
                 raise ValueError(
-                    f"`{call}` must be at most {_LARGEST_SIGMA // self.radius} at granularity {step:g}, for noise to fit into 32-bit integers; "
-                    f"got {float(np.asarray(noise_multiplier)):g}. Use a coarser granularity."
+                    f"`DiscreteGaussian(noise_multiplier=...)` must be at most {_LARGEST_SIGMA // self.radius} at granularity {step:g}, for noise "
+                    f"to fit into 32-bit integers; got {float(np.asarray(noise_multiplier)):g}. Use a coarser granularity."
                 )
             # exact in float32, where multiplying by a power of two is
             self.noise_multiplier = jnp.ceil(number * self.radius) / self.radius
@@ -114,9 +112,7 @@ class DiscreteGaussian(AbstractIntegerNoise):
 
     def scale(self, sensitivity: Float[Array, ""], steps: int | None, participation: Participation) -> Float[Array, ""]:
         del steps, participation
-        if self.noise_multiplier is None:
-            raise ValueError(MSG_UNCALIBRATED.format(name="DiscreteGaussian"))
-        return self.noise_multiplier * sensitivity  # in units of the sum; the privacy is that of the integers
+        return known_multiplier(self) * sensitivity  # in units of the sum; the privacy is that of the integers
 
     def rounding(self, sensitivity: Float[Array, ""], dimension: int, batch_size: int) -> Rounding:
         return Rounding(sensitivity, self.radius, dimension, batch_size)

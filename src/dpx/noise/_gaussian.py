@@ -6,10 +6,9 @@ import jax
 import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 
-from .._checks import positive_scalar
 from .._types import Params, Participation, RealScalarLike
 from ..sharding import normal_like
-from ._base import Buffers
+from ._base import Buffers, as_multiplier
 from ._independent import AbstractIndependentNoise, scale_of
 
 if TYPE_CHECKING:
@@ -38,9 +37,7 @@ class IndependentGaussian(AbstractIndependentNoise):
     unit_variance: ClassVar[float] = 1.0
 
     def __init__(self, noise_multiplier: RealScalarLike | None = None):
-        call = "IndependentGaussian(noise_multiplier=...)"
-        why = "For a non-private baseline use `NoClipping()`."
-        self.noise_multiplier = None if noise_multiplier is None else positive_scalar(call, noise_multiplier, why)
+        self.noise_multiplier = as_multiplier("IndependentGaussian", noise_multiplier)
 
     @property
     def description(self) -> str:

@@ -10,13 +10,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from .._rounding_up import PRODUCT_UP
 from .._types import Participation, Struct
 from ..strategies import Identity
-from ._base import AbstractNoise
+from ._base import AbstractNoise, known_multiplier
 from ._rounding import Rounding
-
-MSG_UNCALIBRATED = (
-    "`{name}(noise_multiplier=None)` has no noise multiplier yet. Give one, or let a plan find it: "
-    "`plan.calibrate(epsilon=..., delta=...)` or `dpx.dp_sgd(..., epsilon=..., delta=...)`."
-)
 
 
 class AbstractIndependentNoise(AbstractNoise[PyTree]):
@@ -61,6 +56,4 @@ class AbstractIntegerNoise(AbstractIndependentNoise):
 
 def scale_of(noise: AbstractNoise, sensitivity: Float[Array, ""]) -> Float[Array, ""]:
     """Noise multiplier times sensitivity, rounded up; raises if there is no multiplier yet."""
-    if noise.noise_multiplier is None:
-        raise ValueError(MSG_UNCALIBRATED.format(name=type(noise).__name__))
-    return noise.noise_multiplier * sensitivity * PRODUCT_UP
+    return known_multiplier(noise) * sensitivity * PRODUCT_UP

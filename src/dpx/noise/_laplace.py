@@ -6,10 +6,9 @@ import jax
 import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 
-from .._checks import positive_scalar
 from .._types import Params, Participation, RealScalarLike
 from ..sharding import laplace_like
-from ._base import Buffers
+from ._base import Buffers, as_multiplier
 from ._independent import AbstractIndependentNoise, scale_of
 
 if TYPE_CHECKING:
@@ -37,9 +36,7 @@ class Laplace(AbstractIndependentNoise):
     unit_variance: ClassVar[float] = 2.0
 
     def __init__(self, noise_multiplier: RealScalarLike | None = None):
-        call = "Laplace(noise_multiplier=...)"
-        why = "For a non-private baseline use `NoClipping()`."
-        self.noise_multiplier = None if noise_multiplier is None else positive_scalar(call, noise_multiplier, why)
+        self.noise_multiplier = as_multiplier("Laplace", noise_multiplier)
 
     @property
     def description(self) -> str:

@@ -26,7 +26,7 @@ from ..sampling import (
     ShuffleSampler,
     UserSampler,
 )
-from ..strategies import Identity
+from ..strategies import BandedInverse, BandedToeplitz, BufferedToeplitz, Identity, SquareRootToeplitz
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -181,16 +181,12 @@ def _columns(strategy: Any, steps: int, indices: list[int]) -> list[np.ndarray] 
     if steps <= _MOST_STEPS:
         matrix = _matrix(strategy, steps)
         return [matrix[:, i] for i in indices]
-    coefficients = getattr(strategy, "coefficients", None)
-    is_toeplitz = type(strategy).__name__ in (
-        "BandedToeplitz",
-        "SquareRootToeplitz",
-        "BufferedToeplitz",
-        "BandedInverse",
-    )
-    if coefficients is None or not is_toeplitz:
+    if isinstance(strategy, BandedToeplitz):
+        first = np.asarray(strategy.coefficients)
+    elif isinstance(strategy, SquareRootToeplitz | BufferedToeplitz | BandedInverse):
+        first = strategy.coefficients(steps)
+    else:
         return None
-    first = np.asarray(coefficients(steps) if callable(coefficients) else coefficients, np.float64)
     found = []
     for i in indices:
         column = np.zeros(steps)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, get_args
 
 import equinox as eqx
 import numpy as np
@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from .. import accounting
 from .._checks import choice, instance, integer, probability
 from .._rounding_up import rounded_up
-from .._types import Batch, Integer, Parameter, RealScalarLike, Unchecked
+from .._types import Batch, FilePath, Integer, RealScalarLike, Unchecked, Unit
 from ..accounting import AccountantName, Adjacency, Neighbours
 from ..clipping import AbstractClipping, as_clipping
 from ..gradients import AbstractGradientMethod
@@ -99,7 +99,7 @@ class PrivacyPlan(AbstractQuestions):
         self.clipping = clipping
         self.noise = noise
         self.metrics = metrics
-        self.accountant = accountant  # pyright: ignore[reportAttributeAccessIssue]
+        self.accountant = accountant
 
     @property
     def mechanism(self) -> Mechanism:
@@ -110,7 +110,7 @@ class PrivacyPlan(AbstractQuestions):
         self,
         epsilon: RealScalarLike | None = None,
         delta: RealScalarLike | None = None,
-        parameter: Parameter = "noise_multiplier",
+        parameter: Unchecked[_search.Parameter] = "noise_multiplier",
         *,
         advantage: RealScalarLike | None = None,
         true_positive_rate: RealScalarLike | None = None,
@@ -133,7 +133,7 @@ class PrivacyPlan(AbstractQuestions):
 
         **Raises:** `ValueError` if no value meets the budget.
         """
-        choice("PrivacyPlan.calibrate(parameter=...)", parameter, ("noise_multiplier", "steps", "batch_size"))
+        choice("PrivacyPlan.calibrate(parameter=...)", parameter, get_args(_search.Parameter))
         target = _search.target_of(
             epsilon,
             delta,
@@ -221,14 +221,19 @@ class PrivacyPlan(AbstractQuestions):
             normalizer=float(self.sampler.batch_size),
             steps=self.steps,
             participation=self.sampler.participation_per_event,
-            unit="user" if self.unit == "user" else "example",
+            unit=self._clipped_unit,
             metrics=self.metrics,
-            stated=self._stated("user" if self.unit == "user" else "example"),
+            stated=self._stated(self._clipped_unit),
             physical_batch_size=self._expected_size(),
             **options,
         )
 
-    def _stated(self, unit: str) -> Stated | None:
+    @property
+    def _clipped_unit(self) -> Unit:
+        # any other word is a name of what one row is
+        return "user" if self.unit == "user" else "example"
+
+    def _stated(self, unit: Unit) -> Stated | None:
         rest = (self.steps, self.sampler.participation_per_event, unit)
         return stated_of(self.clipping, self.noise, rounded_up(float(self.sampler.batch_size)), self.metrics, *rest)
 
@@ -258,7 +263,7 @@ class PrivacyPlan(AbstractQuestions):
             steps=self.steps,
             participation=self.sampler.participation_per_event,
             stated=self._stated("example"),
-            unit="user" if self.unit == "user" else "example",
+            unit=self._clipped_unit,
             physical_batch_size=self._expected_size(),
         )
 
@@ -308,7 +313,7 @@ class PrivacyPlan(AbstractQuestions):
             return {"is_private": False, "statement": NOT_PRIVATE, "versions": versions()}
         return {**as_data(facts), "statement": statement(facts), "versions": facts.versions}
 
-    def plot(self, path: Any, delta: RealScalarLike) -> Path:
+    def plot(self, path: FilePath, delta: RealScalarLike) -> Path:
         """Writes the trade-off curve, epsilon over steps and delta against epsilon as one figure.
 
         **Arguments:**

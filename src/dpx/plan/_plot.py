@@ -1,12 +1,12 @@
 """The facts of a plan as one figure."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .._files import write_atomically
 from .._round import round_epsilon, round_up
+from .._types import FilePath
 from ._facts import Facts
 
 
@@ -18,7 +18,7 @@ def check_matplotlib() -> None:
         raise ImportError("`PrivacyPlan.plot` needs matplotlib: `pip install matplotlib`.") from None
 
 
-def plot(facts: Facts, path: Any) -> Path:
+def plot(facts: Facts, path: FilePath) -> Path:
     """Trade-off curve, epsilon over steps, and epsilon against delta, side by side."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

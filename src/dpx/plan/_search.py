@@ -3,11 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from .. import accounting
 from .._checks import positive_float, probability, real_number
 from ..sampling import AbstractSampler, UserSampler
+
+Parameter = Literal["noise_multiplier", "steps", "batch_size"]
+"""What a calibration may choose."""
 
 # What is tried: anything that has an `event`, `delta(epsilon)` and `trade_off()`. No protocol, which would be asked for each of them at run time.
 P = TypeVar("P")

@@ -104,7 +104,7 @@ class PrivateGradient(eqx.Module):
         filter_spec: PyTree = eqx.is_inexact_array,
         has_aux: bool = False,
         participation: Participation | None = None,
-        unit: Unit = "example",
+        unit: Unchecked[Unit] = "example",
         within_user: Unchecked[WithinUser] = "mean",
         metrics: dict[str, Any] | None = None,
         stated: Stated | None = None,
@@ -119,7 +119,7 @@ class PrivateGradient(eqx.Module):
         self.normalizer = positive_scalar("PrivateGradient(normalizer=...)", normalizer)
         self.filter_spec = check_filter_spec("PrivateGradient(filter_spec=...)", filter_spec)
         self.has_aux = flag("PrivateGradient(has_aux=...)", has_aux)
-        self.unit = choice("PrivateGradient(unit=...)", unit, ("example", "user"))
+        self.unit = choice("PrivateGradient(unit=...)", unit, get_args(Unit))
         self.within_user = choice("PrivateGradient(within_user=...)", within_user, get_args(WithinUser))
         metrics = check_metrics("PrivateGradient(metrics=...)", metrics)
         steps = None if steps is None else positive_int("PrivateGradient(steps=...)", steps)

@@ -1,7 +1,7 @@
 """`PrivateSum`: the private sum of anything that is computed for each example, or for each user."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import equinox as eqx
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from .._checks import check_tuple, choice, function, instance, positive_int, positive_scalar
 from .._sensitive import Sensitive
 from .._tree import is_finite, path_str, wide_dtype
-from .._types import Batch, Integer, Mask, Participation, PRNGKey, RealScalarLike
+from .._types import Batch, Integer, Mask, Participation, PRNGKey, RealScalarLike, Unchecked, Unit
 from ..clipping import AbstractClipping, as_clipping
 from ..gradients import Vectorized
 from ..mechanism import Mechanism, check_participation
@@ -90,7 +90,7 @@ class PrivateSum(eqx.Module):
         microbatch_size: Integer | None = None,
         steps: Integer | None = None,
         participation: Participation | None = None,
-        unit: str = "example",
+        unit: Unchecked[Unit] = "example",
         stated: Stated | None = None,
         physical_batch_size: Integer | None = None,
     ):
@@ -103,7 +103,7 @@ class PrivateSum(eqx.Module):
         self.microbatch_size = None if microbatch_size is None else positive_int(name, microbatch_size)
         self.steps = None if steps is None else positive_int("PrivateSum(steps=...)", steps)
         self.participation = check_participation("PrivateSum(participation=...)", participation)
-        self.unit = choice("PrivateSum(unit=...)", unit, ("example", "user"))
+        self.unit = choice("PrivateSum(unit=...)", unit, get_args(Unit))
         self.stated = stated
         call = "PrivateSum(physical_batch_size=...)"
         self.physical_batch_size = None if physical_batch_size is None else positive_int(call, physical_batch_size)

@@ -49,7 +49,7 @@ class PrivateGradientState(eqx.Module):
     noise: PyTree
     clipping: PyTree
     metrics: dict[str, Any]
-    result: Result  # pyright: ignore[reportInvalidTypeForm]
+    result: Result
     key_impl: Any = eqx.field(static=True)
 
     def __init__(

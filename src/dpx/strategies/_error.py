@@ -2,7 +2,6 @@ r"""How wrong a workload becomes: $\|A C^{-1}\|$, without the sensitivity. Host,
 
 import math
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 
@@ -10,8 +9,6 @@ from .._checks import described, positive_int, real_array, real_number
 
 Workload = str | np.ndarray
 """`"prefix"`, the `steps` coefficients of a Toeplitz workload, or a lower-triangular `(steps, steps)` matrix."""
-
-ErrorKind = Literal["mean", "max"]
 
 _ROWS = 256  # rows of a dense workload that are filtered at a time
 

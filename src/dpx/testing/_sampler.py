@@ -220,7 +220,7 @@ def _check_event(sampler: AbstractSampler, tables: list[np.ndarray], failure: fl
             simulated += slow
             for adjacency in sampler.adjacencies[:1] if slow else sampler.adjacencies:
                 try:
-                    claimed = accounting.deltas(event, np.array(_EPSILONS), adjacency, "pld")  # pyright: ignore[reportArgumentType]
+                    claimed = accounting.deltas(event, np.array(_EPSILONS), adjacency, "pld")
                 except ValueError as error:
                     refusals.append(str(error))
                     continue

@@ -19,6 +19,7 @@ from ._allocation_lower import directions, fits, largest_output, mean_ratio, wit
 from ._connect import log_normal_mass
 from ._distribution import LossDistribution
 from ._gaussian import poisson_gaussian
+from ._log_normal import log_variance, mean_by_halves, single_masses
 from ._pair import NOTHING, Attacks
 from ._pmf import LossPmf, transformed
 
@@ -63,7 +64,7 @@ def random_allocation(noise_multiplier: float, bins: int, interval: float) -> Lo
 def allocation_scale(noise_multiplier: float, bins: int) -> tuple[float, float]:
     """Standard deviation and extent of the privacy loss, for its grid."""
     sigma = noise_multiplier
-    spread = math.sqrt(_log_variance(sigma, bins))
+    spread = math.sqrt(log_variance(sigma, bins))
     single = 1 / sigma**2 + 2 * _REACH / sigma
     return min(spread, 1 / sigma), min(single, 60 * spread + 2 * math.log1p(math.exp(min(single, 700.0)) / bins))
 
@@ -103,43 +104,17 @@ def _even_mean(noise_multiplier: float, bins: int) -> tuple[np.ndarray, np.ndarr
 
 @functools.lru_cache(maxsize=32)
 def _mean_of(noise_multiplier: float, bins: int, points: int) -> _Ratio:
-    """Means of halves, from single ratios up: every level holds the two sizes, at most, that the next one averages."""
+    """The mean of `bins` independent ratios."""
     sigma = noise_multiplier
     points = points if bins > 8 else 6 * points
     most = _MOST_POINTS * points // _POINTS
-    wanted = lambda size: min(1 / sigma, math.sqrt(_log_variance(sigma, size))) / points
-    depth = (bins - 1).bit_length()
-    step = wanted(1)
-    ratios = {1: _single(sigma, step)}
-    for level in reversed(range(depth)):
-        sizes = {bins >> level, -(-bins >> level)}
-        longest = max(len(ratio.mass) for ratio in ratios.values())
-        # the sum gets narrower as terms are added: a finer grid, by a whole factor, while it is affordable
-        finer = max(1, min(math.floor(step / wanted(min(sizes)) + 1e-9), most // longest))
-        halves, step = ratios, step / finer
-        ratios = {
-            size: _single(sigma, step)
-            if size == 1
-            else _trim(_average(halves[size // 2], size // 2, halves[size - size // 2], size - size // 2, finer))
-            for size in sizes
-        }
-    return ratios[bins]
-
-
-def _log_variance(sigma: float, size: int) -> float:
-    """Log of one plus the relative variance of a mean of log-normal variables."""
-    exponent = sigma**-2
-    log_variance = exponent + math.log(-math.expm1(-exponent)) - math.log(size)
-    return float(np.logaddexp(0.0, log_variance))
+    averaged = lambda *halves: _trim(_average(*halves))
+    return mean_by_halves(sigma, bins, points, most, lambda step: _single(sigma, step), averaged)
 
 
 def _single(sigma: float, step: float) -> _Ratio:
     """One log-normal ratio of mean one."""
-    shift = 0.5 / sigma**2
-    lowest = math.floor((-shift - _REACH / sigma) / step)
-    highest = math.ceil((shift + _REACH / sigma) / step)
-    losses = np.arange(lowest, highest + 1) * step
-    log_q, log_p = (log_normal_mass((losses + sign * shift) * sigma) for sign in (1.0, -1.0))
+    lowest, losses, log_q, log_p = single_masses(sigma, step, _REACH)
     q = np.exp(log_q)
     with np.errstate(invalid="ignore", under="ignore"):
         up = np.nan_to_num(-np.expm1(log_q[1:-1] + losses[:-1] - log_p[1:-1]) / math.expm1(step), nan=0.0)
@@ -252,7 +227,8 @@ def _scale(event: Any, adjacency: str) -> tuple[float, float]:
 
 
 def _attacks(event: Any, adjacency: str) -> Attacks:
-    return NOTHING if adjacency == "replace_one" else allocation(event.noise_multiplier, event.bins)
+    del adjacency
+    return allocation(event.noise_multiplier, event.bins)
 
 
 @loss_rule(

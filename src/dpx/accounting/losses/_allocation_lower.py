@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ._connect import log_normal_mass
+from ._log_normal import mean_by_halves, single_masses
 from ._pair import FixedPair
 from ._shares import up_shares
 
@@ -58,37 +59,14 @@ def mean_ratio(noise_multiplier: float, bins: int, is_lower: bool) -> Ratio:
     """The mean of `bins` independent ratios."""
     sigma = noise_multiplier
     points = _POINTS if bins > 8 else 2 * _POINTS
-    wanted = lambda size: min(1 / sigma, math.sqrt(_log_variance(sigma, size))) / points
-    step = wanted(1)
-    ratios = {1: single_ratio(sigma, step, is_lower)}
-    for level in reversed(range((bins - 1).bit_length())):
-        sizes = {bins >> level, -(-bins >> level)}
-        longest = max(len(ratio.mass) for ratio in ratios.values())
-        finer = max(1, min(math.floor(step / wanted(min(sizes)) + 1e-9), _MOST_POINTS // longest))
-        halves, step = ratios, step / finer
-        ratios = {
-            size: single_ratio(sigma, step, is_lower)
-            if size == 1
-            else average(halves[size // 2], size // 2, halves[size - size // 2], size - size // 2, finer, is_lower)
-            for size in sizes
-        }
-    return ratios[bins]
-
-
-def _log_variance(sigma: float, size: int) -> float:
-    exponent = sigma**-2
-    log_variance = exponent + math.log(-math.expm1(-exponent)) - math.log(size)
-    return float(np.logaddexp(0.0, log_variance))
+    averaged = lambda *halves: average(*halves, is_lower)
+    return mean_by_halves(sigma, bins, points, _MOST_POINTS, lambda step: single_ratio(sigma, step, is_lower), averaged)
 
 
 def single_ratio(sigma: float, step: float, is_lower: bool) -> Ratio:
     """One log-normal ratio of mean one."""
-    shift = 0.5 / sigma**2
-    lowest = math.floor((-shift - _REACH / sigma) / step)
-    highest = math.ceil((shift + _REACH / sigma) / step)
-    losses = np.arange(lowest, highest + 1) * step
-    log_q, log_p = (log_normal_mass((losses + sign * shift) * sigma)[1:-1] for sign in (1.0, -1.0))
-    return moved(log_p - log_q, log_q, step, is_lower)
+    _, _, log_q, log_p = single_masses(sigma, step, _REACH)
+    return moved((log_p - log_q)[1:-1], log_q[1:-1], step, is_lower)
 
 
 def moved(losses: np.ndarray, log_q: np.ndarray, step: float, is_lower: bool) -> Ratio:

@@ -205,7 +205,8 @@ def _scale(event: Any, adjacency: str) -> tuple[float, float]:
 
 
 def _attacks(event: Any, adjacency: str) -> Attacks:
-    return NOTHING if adjacency == "replace_one" else _pairs_of(event.noise_multiplier, event.gram)
+    del adjacency
+    return _pairs_of(event.noise_multiplier, event.gram)
 
 
 def _with_side_queries(event: Any, noise_multiplier: float, side_precision: float) -> Any:

@@ -96,7 +96,8 @@ def nothing(interval: float) -> LossDistribution:
 
 def infinite(interval: float) -> LossDistribution:
     """The loss of a mechanism that says all."""
-    return symmetric(LossDistribution(pmf := LossPmf(interval, 0, np.zeros(1), 1.0), pmf))
+    pmf = LossPmf(interval, 0, np.zeros(1), 1.0)
+    return LossDistribution(pmf, pmf)
 
 
 def symmetric(distribution: LossDistribution) -> LossDistribution:

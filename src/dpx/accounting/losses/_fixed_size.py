@@ -152,12 +152,11 @@ def _their_attacks(event: Any, adjacency: str) -> Attacks:
     return _fixed_size(size, min(sample, size), event.event.noise_multiplier, False, adjacency)
 
 
-@loss_rule(
+# upper bounds know the event above, which this one is reduced to
+loss_rule(
     SampledWithoutReplacementDpEvent,
     of=GaussianDpEvent,
     renyi=their_divergences,
     attacks=_their_attacks,
     with_side_queries=unchanged,
-)
-def _their_loss(event: Any, adjacency: str, interval: float) -> LossDistribution:
-    return their_loss(event, adjacency, interval)  # upper bounds know the event above, which this one is reduced to
+)(their_loss)

@@ -21,17 +21,11 @@ from ._gaussian import gaussian_scale
 from ._monte_carlo import FAILURE, MULTIPLIERS, THRESHOLDS, confidence_room, kl_lower, pessimistic, samples_for
 
 _CHUNK = 2**10  # small enough for the caches
-_ATTACKERS_SAMPLES = (2**20, 2**23)
 _OCTAVE = 1024  # epsilons that samples are asked about
 
 
-def min_sep_distribution(event: Any, adjacency: str, interval: float, samples: int) -> LossDistribution:
+def min_sep_distribution(event: Any, interval: float, samples: int) -> LossDistribution:
     """The pessimistic privacy loss of a `MinSepSampledDpEvent`; the same one whenever the same is asked."""
-    if adjacency == "replace_one":
-        raise ValueError(
-            "b-min-sep sampling can be accounted for with `adjacency='add_or_remove_one'` or `'replace_special'` only, for which the pair of "
-            "distributions that dominates it is known; got 'replace_one'."
-        )
     multiplier = 2.0 ** (math.floor(math.log2(event.noise_multiplier) * MULTIPLIERS) / MULTIPLIERS)
     if not 2.0**-7 <= multiplier < 2.0**10:
         raise ValueError(
@@ -94,8 +88,13 @@ def min_sep_losses(
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         chunks = list(pool.map(run, range(-(-samples // _CHUNK))))
     remove, add = (np.concatenate(losses)[:samples] for losses in zip(*chunks, strict=True))
-    lost = 1e-4 + steps * 2.0**-21
+    lost = _lost(steps)
     return remove + lost, add + lost
+
+
+def _lost(steps: int) -> float:
+    """What single precision may take from a loss, or add to it."""
+    return 1e-4 + steps * 2.0**-21
 
 
 def _chunk(sigma, coefficients, steps, separation, p, is_warm, seed, side_precision, number):
@@ -181,14 +180,12 @@ def _ratios(
 
 def _sampled_epsilon(event: Any, delta: float) -> float:
     """b-min-sep sampling, whose likelihood ratios are simulated: too large with probability 1e-8 at most, whatever is asked."""
-    samples = _ATTACKERS_SAMPLES[0]
-    while samples < _ATTACKERS_SAMPLES[1] and samples * delta < 80:
-        samples *= 2
+    samples = samples_for(delta)
     structure = (event.coefficients, event.steps, event.min_separation, event.sampling_probability, event.is_warm)
     remove, add = min_sep_losses(
         event.noise_multiplier, *structure, samples=samples, seed=_attackers_seed(event.noise_multiplier, structure)
     )
-    raised = 2 * (1e-4 + event.steps * 2.0**-21)  # by half of that they were rounded up, and by half they may be wrong
+    raised = 2 * _lost(event.steps)  # by half of that they were rounded up, and by half they may be wrong
     room = math.log(2 * 20 * _OCTAVE / FAILURE) / samples
     found = 0.0
     for losses in (remove, add):
@@ -241,9 +238,8 @@ def _with_side_queries(event: Any, noise_multiplier: float, side_precision: floa
 
 
 def _attained(event: Any, count: int, adjacency: str, delta: float) -> float | None:
-    if count > 1:
-        return None
-    return 0.0 if adjacency == "replace_one" else _sampled_epsilon(event, delta)
+    del adjacency
+    return _sampled_epsilon(event, delta) if count == 1 else None
 
 
 @loss_rule(
@@ -251,8 +247,10 @@ def _attained(event: Any, count: int, adjacency: str, delta: float) -> float | N
     scale=_scale,
     guess=_guess,
     attained=_attained,
+    only_presence="b-min-sep sampling",
     with_side_queries=_with_side_queries,
     is_simulated=True,
 )
 def _loss(event: Any, adjacency: str, interval: float, samples: int | None) -> LossDistribution:
-    return min_sep_distribution(event, adjacency, interval, samples or samples_for(1e-4))
+    del adjacency
+    return min_sep_distribution(event, interval, samples or samples_for(1e-4))

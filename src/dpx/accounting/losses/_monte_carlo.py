@@ -119,11 +119,6 @@ def pessimistic(counts: np.ndarray, samples: int, room: float, interval: float) 
     )
 
 
-def _kl_upper(mean: float, samples: int) -> float:
-    """The largest mean of which samples of this mean are not yet a surprise, all questions considered."""
-    return float(_kl_uppers(np.array([mean]), math.log(_QUESTIONS / FAILURE) / samples)[0])
-
-
 def _kl_uppers(means: np.ndarray, room: float) -> np.ndarray:
     """The largest means from which samples of these means diverge by at most `room`, rounded up."""
     low, high = means.copy(), np.ones(len(means))

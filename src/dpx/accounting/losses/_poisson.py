@@ -7,7 +7,7 @@ from dp_accounting import GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent
 from dp_accounting.dp_event import ZCDpEvent
 
 from ...events import parts
-from .._rules import loss_rule, rule_of, unchanged
+from .._rules import attacks_of, loss_rule, unchanged
 from ._distribution import LossDistribution
 from ._foreign import MSG_REPLACEMENT, their_divergences, their_loss
 from ._gaussian import gaussian_scale, poisson_gaussian, poisson_gaussian_replaced, sampled_gaussian
@@ -36,9 +36,7 @@ def _attacks(event: Any, adjacency: str) -> Attacks:
     only = parts(event.event)
     if others == 1 and isinstance(only[0][0], LaplaceDpEvent) and only[0][0].noise_multiplier > 0 and not sign:
         return both(LaplaceMixturePair(only[0][0].noise_multiplier, probability))
-    if probability == 1 and others == 1 and (attacks := rule_of(event.event).attacks) is not None:
-        return attacks(event.event, adjacency)
-    return NOTHING
+    return attacks_of(event.event, adjacency) if probability == 1 and others == 1 else NOTHING
 
 
 def _gaussian_scale(event: Any, adjacency: str) -> tuple[float, float]:
@@ -90,11 +88,9 @@ def _zcdp_renyi(event: Any, adjacency: str, orders: np.ndarray) -> np.ndarray:
     return sampled_zcdp(event, orders)  # dp_accounting has no amplification for it
 
 
-@loss_rule(PoissonSampledDpEvent, of=ZCDpEvent, renyi=_zcdp_renyi, attacks=_attacks, with_side_queries=unchanged)
-def _zcdp_loss(event: Any, adjacency: str, interval: float) -> LossDistribution:
-    return their_loss(event, adjacency, interval)
+loss_rule(PoissonSampledDpEvent, of=ZCDpEvent, renyi=_zcdp_renyi, attacks=_attacks, with_side_queries=unchanged)(
+    their_loss
+)
 
 
-@loss_rule(PoissonSampledDpEvent, renyi=their_divergences, attacks=_attacks, with_side_queries=unchanged)
-def _other_loss(event: Any, adjacency: str, interval: float) -> LossDistribution:
-    return their_loss(event, adjacency, interval)
+loss_rule(PoissonSampledDpEvent, renyi=their_divergences, attacks=_attacks, with_side_queries=unchanged)(their_loss)

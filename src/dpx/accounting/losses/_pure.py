@@ -15,9 +15,9 @@ def _discrete_laplace(event: Any, adjacency: str) -> float:
     return math.inf if adjacency == "replace_one" else event.noise_parameter * event.sensitivity * (1 + 1e-15)
 
 
-@loss_rule(DiscreteLaplaceDpEvent, pure=_discrete_laplace, renyi=their_divergences, with_side_queries=unchanged)
-def _discrete_laplace_loss(event: Any, adjacency: str, interval: float) -> LossDistribution:
-    return their_loss(event, adjacency, interval)
+loss_rule(DiscreteLaplaceDpEvent, pure=_discrete_laplace, renyi=their_divergences, with_side_queries=unchanged)(
+    their_loss
+)
 
 
 def _randomized_response(event: Any, adjacency: str) -> float:
@@ -26,9 +26,9 @@ def _randomized_response(event: Any, adjacency: str) -> float:
     return math.log1p((1 - event.noise_parameter) * event.num_buckets / event.noise_parameter) * (1 + 1e-15)
 
 
-@loss_rule(RandomizedResponseDpEvent, pure=_randomized_response, renyi=their_divergences, with_side_queries=unchanged)
-def _randomized_response_loss(event: Any, adjacency: str, interval: float) -> LossDistribution:
-    return their_loss(event, adjacency, interval)
+loss_rule(RandomizedResponseDpEvent, pure=_randomized_response, renyi=their_divergences, with_side_queries=unchanged)(
+    their_loss
+)
 
 
 @loss_rule(NonPrivateDpEvent, renyi=their_divergences, with_side_queries=unchanged)

@@ -7,7 +7,6 @@ import numpy as np
 from dp_accounting.dp_event import ZCDpEvent
 
 from .._rules import loss_rule, unchanged
-from ._distribution import LossDistribution
 from ._foreign import their_divergences, their_loss
 from ._gaussian import sampled_gaussian
 from ._pair import NOTHING, Attacks
@@ -88,6 +87,4 @@ def _attacks(event: Any, adjacency: str) -> Attacks:
     return sampled_gaussian((2 * event.rho) ** -0.5, 1.0, -1.0 if adjacency == "replace_one" else 0.0)
 
 
-@loss_rule(ZCDpEvent, renyi=their_divergences, attacks=_attacks, with_side_queries=unchanged)
-def _loss(event: Any, adjacency: str, interval: float) -> LossDistribution:
-    return their_loss(event, adjacency, interval)
+loss_rule(ZCDpEvent, renyi=their_divergences, attacks=_attacks, with_side_queries=unchanged)(their_loss)
