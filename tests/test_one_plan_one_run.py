@@ -141,7 +141,9 @@ def test_a_plans_gradient_made_inside_jit_is_recorded_too():
         assert np.isnan(out).all()
 
 
-@pytest.mark.parametrize("changed", [jnp.int32(1), jnp.bfloat16(1.9), jnp.full((2,), 1.9)])
+@pytest.mark.parametrize(
+    "changed", [jnp.int32(1), jnp.bfloat16(1.9), np.full(2, np.nextafter(np.float32(1.9), np.float32(2)))]
+)
 def test_guarantee_a_traced_number_of_another_dtype_or_shape_is_not_the_plans(changed):
     """Cast to an integer 1.9 is 1, which passed for the noise multiplier that the plan states."""
     from dpx.private_gradient._stated import check_stated, stated_of

@@ -183,7 +183,7 @@ def loss_of(event: Any, adjacency: str, interval: float, samples: int | None) ->
 def pure_of(event: Any, adjacency: str) -> float:
     """The epsilon of pure differential privacy of an event that composes no others, by its rule; infinite where it has none."""
     rule = rule_of(event)
-    if rule.pure is None or (rule.only_presence is not None and adjacency == "replace_one"):
+    if rule.pure is None or not _holds(rule, adjacency):
         return math.inf
     found = float(rule.pure(event, adjacency))
     if not found >= 0:
@@ -196,7 +196,7 @@ def renyi_of(event: Any, adjacency: str, orders: np.ndarray) -> np.ndarray:
     rule = rule_of(event)
     if rule.renyi is None:
         raise ValueError(MSG_NO_FORMULA.format(event=type(event).__name__))
-    if rule.only_presence is not None and adjacency == "replace_one":
+    if not _holds(rule, adjacency):
         raise ValueError(_MSG_PRESENCE.format(name=rule.only_presence, adjacency=adjacency))
     found = np.asarray(rule.renyi(event, adjacency, orders), np.float64)
     return np.where(found >= 0, found, np.inf)

@@ -214,32 +214,30 @@ class PrivacyPlan(AbstractQuestions):
         for name in options.keys() - SpeedOptions.__annotations__.keys():
             known = ", ".join(SpeedOptions.__annotations__)
             raise ValueError(f"`private_gradient({name}=...)`: there is no such option. There are: {known}.")
+        unit: Unit = "user" if self.unit == "user" else "example"  # any other word is a name of what one row is
         return PrivateGradient(
             loss,
             self.clipping,
             self.noise,
-            normalizer=float(self.sampler.batch_size),
-            steps=self.steps,
-            participation=self.sampler.participation_per_event,
-            unit=self._clipped_unit,
+            unit=unit,
             metrics=self.metrics,
-            stated=self._stated(self._clipped_unit),
-            physical_batch_size=self._expected_size(),
+            stated=self._stated(unit),
+            **self._of_a_run(),
             **options,
         )
-
-    @property
-    def _clipped_unit(self) -> Unit:
-        # any other word is a name of what one row is
-        return "user" if self.unit == "user" else "example"
 
     def _stated(self, unit: Unit) -> Stated | None:
         rest = (self.steps, self.sampler.participation_per_event, unit)
         return stated_of(self.clipping, self.noise, rounded_up(float(self.sampler.batch_size)), self.metrics, *rest)
 
-    def _expected_size(self) -> int | None:
-        # of a batch without a mask; nothing rests on the batches of a run that is not private
-        return self.sampler.physical_batch_size if self.mechanism.is_private else None
+    def _of_a_run(self) -> dict[str, Any]:
+        return {
+            "normalizer": float(self.sampler.batch_size),
+            "steps": self.steps,
+            "participation": self.sampler.participation_per_event,
+            # of a batch without a mask; nothing rests on the batches of a run that is not private
+            "physical_batch_size": self.sampler.physical_batch_size if self.mechanism.is_private else None,
+        }
 
     def private_sum(self, fn: Callable[..., Any], *, microbatch_size: Integer | None = None) -> PrivateSum:
         """The `PrivateSum` of `fn(model, *example)` that this plan accounts for: of model updates, or whatever else one example or user gives.
@@ -258,13 +256,10 @@ class PrivacyPlan(AbstractQuestions):
             fn,
             self.clipping,
             self.noise,
-            normalizer=float(self.sampler.batch_size),
             microbatch_size=microbatch_size,
-            steps=self.steps,
-            participation=self.sampler.participation_per_event,
+            unit="user" if self.unit == "user" else "example",
             stated=self._stated("example"),
-            unit=self._clipped_unit,
-            physical_batch_size=self._expected_size(),
+            **self._of_a_run(),
         )
 
     def batches(

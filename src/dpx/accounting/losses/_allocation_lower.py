@@ -59,7 +59,7 @@ def mean_ratio(noise_multiplier: float, bins: int, is_lower: bool) -> Ratio:
     """The mean of `bins` independent ratios."""
     sigma = noise_multiplier
     points = _POINTS if bins > 8 else 2 * _POINTS
-    averaged = lambda *halves: average(*halves, is_lower)
+    averaged = functools.partial(average, is_lower=is_lower)
     return mean_by_halves(sigma, bins, points, _MOST_POINTS, lambda step: single_ratio(sigma, step, is_lower), averaged)
 
 
