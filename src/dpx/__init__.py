@@ -77,13 +77,31 @@ from .strategies import (
 __version__ = _version("dpx")
 
 if _TYPE_CHECKING:
-    from . import testing as testing
+    from . import testing as testing, training as training
+    from .training import (
+        Checkpoints as Checkpoints,
+        StepInfo as StepInfo,
+        Stop as Stop,
+        Trainer as Trainer,
+        TrainResult as TrainResult,
+        TrainState as TrainState,
+        load_published as load_published,
+    )
+
+_ROOMS = ("testing", "training")
+_TRAINING = ("Checkpoints", "StepInfo", "Stop", "Trainer", "TrainResult", "TrainState", "load_published")
 
 
 def __getattr__(name: str) -> _Any:
-    """`dpx.testing`, which runs that check nothing need not import."""
-    if name == "testing":
-        import importlib
+    """Rooms, and names in them, that are imported when they are asked for: who only checks or accounts need not wait for them."""
+    import importlib
 
-        return importlib.import_module("dpx.testing")
+    if name in _ROOMS:
+        return importlib.import_module(f"dpx.{name}")
+    if name in _TRAINING:
+        return getattr(importlib.import_module("dpx.training"), name)
     raise AttributeError(f"module 'dpx' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS, *_TRAINING})

@@ -36,7 +36,7 @@ from ._stated import Stated, check_stated
 from ._sums import clipped, published, rescaled, struct_of_sum
 
 # Domains of the state's key: the noise, the loss's own randomness, the clipping's and the metrics' never share a stream.
-_NOISE, _LOSS, _CLIPPING, _METRICS = 0, 1, 2, 3
+NOISE_DOMAIN, _LOSS, _CLIPPING, _METRICS = 0, 1, 2, 3
 
 
 class PrivateGradient(eqx.Module):
@@ -253,7 +253,7 @@ class PrivateGradient(eqx.Module):
             warn_of_strange_batch(self.physical_batch_size, batch)
 
         # add noise
-        noisy, buffers = mechanism.step(out.total, jr.fold_in(state.key, _NOISE), state.step, state.noise)
+        noisy, buffers = mechanism.step(out.total, jr.fold_in(state.key, NOISE_DOMAIN), state.step, state.noise)
 
         # learn from norms and losses, privately
         clipping = self.clipping.update(state.clipping, out.norms, seen, self.normalizer, step_key(_CLIPPING))

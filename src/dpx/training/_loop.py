@@ -1,0 +1,286 @@
+"""A run between its steps: the same steps whether it was interrupted or not."""
+
+import collections
+import functools
+import logging
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import _orbax
+from ._callbacks import StepInfo, Stop, called
+from ._checkpoints import RunFolder
+from ._compiled import Compiled
+from ._feed import Ahead, batches_of, sharding_of_batches
+from ._fingerprint import described, refuse
+from ._history import Recorder, check_evaluation
+from ._moved import checksums, remarks
+from ._options import Options
+from ._processes import digest, from_first, is_first, raise_together, text_from_first
+from ._progress import Progress
+from ._result import TrainResult, ended
+from ._saved import Snapshot, record_of
+from ._signals import Signals
+from ._state import TrainState, mesh_of
+
+if TYPE_CHECKING:
+    from ._trainer import Trainer
+
+_IN_FLIGHT = 2  # programs that may wait for the device
+_AGREE_EVERY = 16  # programs between two looks, in several processes, at whether to stop
+
+_LOG = logging.getLogger("dpx")
+
+
+class Loop:
+    """A run between its steps: state, history, and what is said of it in records.
+
+    **Arguments:**
+
+    - `trainer`, `options`: what was asked for.
+    - `state`: after the steps so far.
+    - `recorder`: what they released.
+    - `meta`: what a record says besides.
+    - `folder`: where records go; None for nowhere, and in all processes but the first.
+    """
+
+    def __init__(
+        self,
+        trainer: "Trainer",
+        state: TrainState,
+        recorder: Recorder,
+        meta: dict[str, Any],
+        options: Options,
+        folder: RunFolder | None,
+    ):
+        self.trainer, self.options, self.folder, self.meta, self.recorder = trainer, options, folder, meta, recorder
+        self.leaves, self.treedef = jax.tree.flatten(state)
+        self.step = int(state.private.step)
+        self.spread_at = self.step if self.step else None
+        self.begin = time.monotonic()
+        self.pending: collections.deque[Any] = collections.deque()
+        self.programs: dict[Any, Compiled] = {}
+        self.last: dict[str, Any] = {}
+        self.epsilon = functools.cache(lambda step: trainer.plan.epsilon(options.delta, step))
+
+    @property
+    def state(self) -> TrainState:
+        return jax.tree.unflatten(self.treedef, self.leaves)
+
+    @property
+    def stopped(self) -> Stop | None:
+        found = self.meta["stopped"]
+        return None if found is None else Stop(found["reason"], is_public=found["is_public"])
+
+    # The steps
+
+    def run(self, data: Any, signals: Signals) -> None:
+        """Takes the steps that are left."""
+        if self.stopped is not None or self.step >= self.options.horizon:
+            return
+        trainer, options = self.trainer, self.options
+        self.meta["horizon"] = options.horizon
+        sharding = sharding_of_batches(options.sharding, mesh_of(self.state))
+        source = batches_of(trainer.plan, data, int(self.meta["seed"]), self.step, sharding)
+        batches = Ahead(source, 2 * trainer.steps_per_call)
+        shown = options.progress and is_first()
+        progress = Progress(
+            shown, self.step, options.horizon, self.epsilon if trainer.plan.mechanism.is_private else None
+        )
+        try:
+            while self.step < options.horizon and self.stopped is None:
+                before = self.step
+                self._take(batches)
+                is_due = lambda every, a=before: self.step // every > a // every or self.step == options.horizon
+                must_save = trainer.checkpoint is not None and is_due(trainer.checkpoint.every)
+                evaluates = options.evaluate is not None and is_due(options.evaluate_every)
+                ends = self._agree(signals.has_come)
+                is_quiet = not (must_save or evaluates or ends or options.callbacks)
+                released = self._wait(_IN_FLIGHT if is_quiet else 0)
+                if evaluates:
+                    released[self.step] = {**released.get(self.step, {}), **self._evaluated()}
+                if must_save or ends:
+                    # callbacks see what is on the disk, if they see anything
+                    self.save(wait=bool(options.callbacks) or ends or self.step == options.horizon)
+                for step, numbers in released.items():
+                    self.last.update(numbers)
+                    self._call(step, numbers)
+                if self.stopped is not None:
+                    self.save(wait=True)
+                elif ends:
+                    raise SystemExit(128 + signal.SIGTERM)
+                progress.show(self.step, self.last)
+        except Exception as error:
+            if trainer.checkpoint is not None and trainer.checkpoint.steps:
+                error.add_note(f"The record of step {max(trainer.checkpoint.steps)} stands.")
+            raise
+        finally:
+            batches.close()
+            progress.close()
+
+    def _take(self, batches: Ahead) -> None:
+        """Hands the next steps to the device: how many, and which together, depends on the step alone."""
+        size = self.trainer.steps_per_call
+        count = min(size - self.step % size, self.options.horizon - self.step)
+        pairs = tuple(batches.take() for _ in range(count))
+        if count > 1:
+            pairs = _of_one_size(pairs)
+        self.leaves, out = self._program(pairs).run(self.leaves, pairs)
+        self.pending.append((self.step, count, out))
+        self.step += count
+
+    def _program(self, pairs: tuple[Any, ...]) -> Compiled:
+        shape = (len(pairs), *(x.shape for x in jax.tree.leaves(pairs[0])))
+        if shape not in self.programs:
+            meta, trainer = self.meta, self.trainer
+            where = self._layout()
+            size = trainer.microbatch_size
+            if size == "auto" and meta["layout"] == where and meta["microbatch_size"] is not None:
+                size = meta["microbatch_size"]
+            elif self.programs:
+                size = next(iter(self.programs.values())).microbatch_size
+            program = trainer._compiled_for(self.state, pairs, size)
+            if meta["layout"] not in (None, where):
+                meta["programs"] = {}
+                meta["remarks"] = [
+                    *meta["remarks"],
+                    f"Went on after step {self.step} on other devices, or with steps computed in another way: with the same noise and batches, and "
+                    "other rounding.",
+                ]
+            meta |= {"layout": where, "microbatch_size": program.microbatch_size}
+            name = str(shape)
+            if meta["programs"].get(name, program.digest) != program.digest:
+                refuse(None if trainer.checkpoint is None else trainer.checkpoint.path, "program")
+            meta["programs"] = {**meta["programs"], name: program.digest}
+            meta["unreached"] = list(trainer.private_gradient.unreached(self.state.whole_model, pairs[0][0]))
+            self.programs[shape] = program
+        return self.programs[shape]
+
+    def _layout(self) -> str:
+        """On what steps are computed, and how: what their rounding depends on, beside the program."""
+        devices = sorted({(d.platform, d.device_kind) for x in self.leaves for d in x.sharding.device_set})
+        places = sorted({str(len(x.sharding.device_set)) + str(getattr(x.sharding, "spec", "")) for x in self.leaves})
+        trainer = self.trainer
+        return digest([devices, places, described(trainer.method), trainer.microbatch_size, trainer.steps_per_call])
+
+    def _wait(self, most: int) -> dict[int, dict[str, Any]]:
+        """Waits until at most so many programs are under way; what those released that have ended, by step."""
+        released: dict[int, dict[str, Any]] = {}
+        while len(self.pending) > most:
+            start, count, out = self.pending.popleft()
+            metrics = {name: np.asarray(value) for name, value in out["metrics"].items()}
+            is_good = np.asarray(out["is_good"])
+            if not is_good.all():
+                self._fail(start + int(np.argmin(is_good)) + 1)
+            self.recorder.add(metrics)
+            for i in range(count):
+                released[start + i + 1] = {name: values[i].tolist() for name, values in metrics.items()}
+        return released
+
+    def _fail(self, step: int) -> None:
+        state = self.state
+        Snapshot(state, self.recorder, True, self.trainer.filter_spec).check(step - 1)
+        state.private.raise_if_failed()
+        raise RuntimeError(f"Step {step} failed.")
+
+    def _evaluated(self) -> dict[str, Any]:
+        """What `evaluate` says of the model, which the next step would otherwise take away from whoever keeps it."""
+        state, metrics = self.state, self.trainer.plan.metrics
+        evaluate: Any = self.options.evaluate
+        copied = lambda tree: jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tree)
+        found = check_evaluation(evaluate(copied(state.whole_model)), metrics)
+        if state.average is not None:
+            averaged = check_evaluation(evaluate(state.averaged_model), metrics)
+            found |= {f"averaged_{name}": value for name, value in averaged.items()}
+        self.recorder.rows.append({"step": self.step, **found})
+        return found
+
+    def _call(self, step: int, numbers: dict[str, Any]) -> None:
+        callbacks = self.options.callbacks
+        if not callbacks:
+            return
+        stop, error = None, None
+        if is_first():
+            try:
+                epsilon = functools.partial(self.epsilon, step)
+                info = StepInfo(step, epsilon, time.monotonic() - self.begin, numbers, self.options.delta)
+                stop = called(callbacks, info)
+            except Exception as found:
+                error = found
+        raise_together(error)
+        if jax.process_count() > 1:
+            stop = _agreed_stop(stop)
+        if stop is not None and self.stopped is None:
+            self.meta["stopped"] = {"reason": stop.reason, "is_public": stop.is_public}
+
+    def _agree(self, has_come: bool) -> bool:
+        """Whether process 0 was asked to end; the others are told now and then, all at the same step."""
+        if jax.process_count() == 1:
+            return has_come
+        if (self.step // self.trainer.steps_per_call) % _AGREE_EVERY:
+            return False
+        return bool(from_first(np.array(has_come)))
+
+    # What is kept
+
+    def save(self, *, wait: bool) -> None:
+        """Commits a record of the run as it is."""
+        checkpoint = self.trainer.checkpoint
+        if checkpoint is None:
+            return
+        step, meta = self.step, dict(self.meta)
+        snapshot = Snapshot(self.state, self.recorder, not meta["rebuild_noise"], self.trainer.filter_spec)
+        if snapshot.spread:
+            if self.spread_at != step:  # never over what a record refers to
+                _orbax.save(_orbax.folder_of(checkpoint.path, step), snapshot.spread)
+            self.spread_at, wait = step, True
+        error = None
+        if self.folder is not None:
+            try:
+                self.folder.save(step, lambda: record_of(snapshot, step, meta), wait=wait)
+            except Exception as found:
+                error = found
+        raise_together(error)
+
+    def result(self) -> TrainResult:
+        """What the run ends with."""
+        self._wait(0)
+        state, trainer = self.state, self.trainer
+        Snapshot(state, self.recorder, False, trainer.filter_spec).check(self.step)
+        state.private.raise_if_failed()
+        after = checksums(state.whole_model, trainer.filter_spec)
+        said = (*self.meta["remarks"], *remarks(self.meta["checksums"], after, tuple(self.meta["unreached"])))
+        for remark in said if is_first() else ():
+            _LOG.warning(remark)
+        trained = jax.tree.leaves(eqx.filter(state.whole_model, trainer.filter_spec))
+        return TrainResult(
+            state.whole_model,
+            state.averaged_model,
+            self.recorder.history(),
+            self.step,
+            trainer.plan,
+            ended(self.step, self.meta["horizon"], self.stopped),
+            self.stopped,
+            self.options.delta,
+            said,
+            sum(x.size for x in trained),
+        )
+
+
+def _of_one_size(pairs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Batches that are computed together, padded to the largest: one in 10^9 is."""
+    most = max(jax.tree.leaves(pair)[0].shape[0] for pair in pairs)
+    grown = lambda x: (
+        x if x.shape[0] == most else np.pad(np.asarray(x), [(0, most - x.shape[0]), *[(0, 0)] * (x.ndim - 1)])
+    )
+    return tuple(jax.tree.map(grown, pair) for pair in pairs)
+
+
+def _agreed_stop(stop: Stop | None) -> Stop | None:
+    text = text_from_first("" if stop is None else f"{int(stop.is_public)}{stop.reason}")
+    return Stop(text[1:], is_public=text[0] == "1") if text else None
