@@ -44,7 +44,8 @@ class StepInfo(eqx.Module):
     @property
     def epsilon(self) -> float:
         """What the steps so far have spent. That a run may be stopped by looking at it costs more: see `Stop`."""
-        return float(self._epsilon() if callable(self._epsilon) else self._epsilon)
+        epsilon: Any = self._epsilon
+        return float(epsilon() if callable(epsilon) else epsilon)
 
 
 class Stop(eqx.Module):

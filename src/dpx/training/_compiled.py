@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ._processes import digest
-from ._state import TrainState
+from ._state import TrainState, check_carry
 
 Step = Callable[[TrainState, Any, Any, Any], TrainState]
 
@@ -19,8 +19,11 @@ Step = Callable[[TrainState, Any, Any, Any], TrainState]
 _PROGRAMS: "collections.OrderedDict[Any, Any]" = collections.OrderedDict()
 _MOST_PROGRAMS = 16
 
-# addresses of host callbacks, which differ from one process to the next
-_ADDRESS = re.compile(r'backend_config = "\d+"|index = \d+ : ui64|0x[0-9a-f]{6,}')
+# What differs where the program does not: addresses of host callbacks, and whether an array was put on the only device or just is there.
+_ACCIDENT = re.compile(
+    r'backend_config = "\d+"|index = \d+ : ui64|0x[0-9a-f]{6,}|sdy.sharding = #sdy.sharding<@empty_mesh, [^>]*>(, )?|^ *sdy.mesh @empty_mesh.*$\n',
+    re.MULTILINE,
+)
 
 
 class Compiled(eqx.Module):
@@ -33,6 +36,7 @@ class Compiled(eqx.Module):
         arguments and outputs share.
     - `count`: how many steps it takes at once.
     - `digest`: a hash of the program, which is that of another process where loss, optimiser, shapes, versions and devices are the same.
+    - `unreached`: the paths of trained arrays that the loss does not depend on.
     - `run`: what JAX compiled: of the state's leaves, and of one `(batch, mask)` a step.
     """
 
@@ -40,6 +44,7 @@ class Compiled(eqx.Module):
     memory: dict[str, int] = eqx.field(static=True)
     count: int = eqx.field(static=True)
     digest: str = eqx.field(static=True)
+    unreached: tuple[str, ...] = eqx.field(static=True)
     run: Any = eqx.field(static=True)
 
     def __call__(self, state: TrainState, batch: Any, mask: Any) -> TrainState:
@@ -55,10 +60,12 @@ class Compiled(eqx.Module):
 def lowered(step: Step, outputs: Callable[[TrainState], PyTree], state: TrainState, pairs: Any, constants: Any) -> Any:
     """As many steps as there are pairs of a batch and a mask, as a program of flat leaves that JAX can compile."""
     leaves, treedef = jax.tree.flatten(state)
+    if len(pairs) > 1:  # a scan would say it in its own way
+        check_carry(state, jax.eval_shape(step, state, *pairs[0], constants))
 
     def run(leaves, pairs, constants):
         def one(leaves, pair):
-            state = step(jax.tree.unflatten(treedef, leaves), *pair, constants)
+            state = step(jax.tree.unflatten(treedef, leaves), pair[0], pair[1], constants)
             return jax.tree.leaves(state), outputs(state)
 
         if len(pairs) == 1:
@@ -71,29 +78,37 @@ def lowered(step: Step, outputs: Callable[[TrainState], PyTree], state: TrainSta
     if any(len(leaf.sharding.device_set) > 1 for leaf in leaves):
         # the state goes on where it is, or the next step would be another program
         options = {"out_shardings": ([leaf.sharding for leaf in leaves], None)}
-    return jax.jit(run, donate_argnums=0, **options).lower(leaves, pairs, constants)
+    program = jax.jit(run, donate_argnums=0, **options).lower(leaves, pairs, constants)
+    check_carry(state, jax.tree.unflatten(treedef, program.out_info[0]))
+    return program
 
 
-def compiled(program: Any, constants: Any, microbatch_size: int | None, count: int) -> Compiled:
-    """The program, compiled, or found among those that were compiled before."""
-    text = program.as_text()
-    key = (digest(text), str(program.in_tree), str(jax.tree.map(_layout, program.args_info)))
-    if key in _PROGRAMS:
-        _PROGRAMS.move_to_end(key)
-    else:
-        _PROGRAMS[key] = program.compile()
-        while len(_PROGRAMS) > _MOST_PROGRAMS:
-            _PROGRAMS.popitem(last=False)
-    executable = _PROGRAMS[key]
+def compiled(
+    program: Any, constants: Any, microbatch_size: int | None, count: int, unreached: tuple[str, ...]
+) -> Compiled:
+    """The program, compiled."""
+    executable = program.compile()
+    name = digest(_ACCIDENT.sub("", program.as_text()))
 
     def run(leaves, pairs):
         return executable(leaves, pairs, constants)
 
-    return Compiled(microbatch_size, memory_of(executable), count, digest(_ADDRESS.sub("", text)), run)
+    return Compiled(microbatch_size, memory_of(executable), count, name, unreached, run)
 
 
-def _layout(info: Any) -> str:
-    return f"{info.shape} {info.dtype} {getattr(info, 'sharding', None)}"
+def remembered(parts: tuple[Any, ...], options: Any, arguments: Any, make: Callable[[], Compiled]) -> Compiled:
+    """What `make` compiles, or has compiled for the very same objects and for arguments of these shapes, dtypes and layouts, as `jax.jit` does."""
+    place = lambda x: str(getattr(x, "sharding", None)) + str(getattr(x, "committed", None))
+    leaves, treedef = jax.tree.flatten(arguments)
+    layout = tuple((x.shape, str(x.dtype), place(x)) for x in leaves)
+    key = (tuple(map(id, parts)), options, treedef, layout, str(jax.sharding.get_abstract_mesh()))
+    if key not in _PROGRAMS:
+        # together with the parts, whose identities nothing else gets as long as they are here
+        _PROGRAMS[key] = make(), parts
+        while len(_PROGRAMS) > _MOST_PROGRAMS:
+            _PROGRAMS.popitem(last=False)
+    _PROGRAMS.move_to_end(key)
+    return _PROGRAMS[key][0]
 
 
 def memory_of(executable: Any) -> dict[str, int]:

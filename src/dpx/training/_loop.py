@@ -157,7 +157,7 @@ class Loop:
             if meta["programs"].get(name, program.digest) != program.digest:
                 refuse(None if trainer.checkpoint is None else trainer.checkpoint.path, "program")
             meta["programs"] = {**meta["programs"], name: program.digest}
-            meta["unreached"] = list(trainer.private_gradient.unreached(self.state.whole_model, pairs[0][0]))
+            meta["unreached"] = list(program.unreached)
             self.programs[shape] = program
         return self.programs[shape]
 

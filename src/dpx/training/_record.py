@@ -79,8 +79,11 @@ def _placed(array: Any, leaf: Any, name: str) -> Any:
         )
     if impl is not None:
         return key_of_words(jnp.asarray(array), impl)
-    # a copy that JAX owns: it may be donated
-    return jax.device_put(jnp.array(array), leaf.sharding) if isinstance(array, np.ndarray) else array
+    if not isinstance(array, np.ndarray):
+        return array
+    copy = jnp.array(array)  # JAX owns it, so it may be donated
+    # what was on a device because it has to be somewhere would else be another argument of another program
+    return jax.device_put(copy, leaf.sharding) if leaf.committed else copy
 
 
 def write(path: Path, record: Record) -> None:

@@ -85,8 +85,9 @@ def mesh_of(tree: PyTree) -> Mesh | None:
 
 
 def placed(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """Every array that does not lie on the mesh copied to all of its devices, so that a step's outputs lie where its inputs did: one compilation.
+    """Copies of arrays, to be donated: no other tree has them, and no two leaves are one.
 
+    Every array that does not lie on the mesh is copied to all of its devices, so that a step's outputs lie where its inputs did: one compilation.
     Arrays keep no weak type, for the same reason.
     """
 
@@ -97,6 +98,7 @@ def placed(tree: PyTree, mesh: Mesh | None) -> PyTree:
             return x
         if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             x = jnp.asarray(x, x.dtype)  # given a dtype it is not weak
+        x = jnp.copy(x)
         if mesh is None or (isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh):
             return x
         return jax.device_put(x, NamedSharding(mesh, PartitionSpec()))

@@ -5,7 +5,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import PyTree
@@ -20,11 +19,11 @@ from ..private_gradient import PrivateGradient, Result
 from ..problem import check_model, trainable
 from ..random import shared_key
 from ._checkpoints import Checkpoints
-from ._compiled import Compiled, compiled, lowered
+from ._compiled import Compiled, compiled, lowered, remembered
 from ._microbatch import has_microbatch, is_chosen, largest_that_fits, with_microbatch
 from ._result import TrainResult
 from ._run import run
-from ._state import Skeleton, TrainState, check_carry, mesh_of, placed
+from ._state import Skeleton, TrainState, mesh_of, placed
 
 _MSG_MICROBATCH = "`Trainer(microbatch_size=...)` must be a positive integer, None, or 'auto', for the largest that fits; got {given}."
 
@@ -134,9 +133,8 @@ class Trainer(eqx.Module):
         params, _ = trainable(model, self.filter_spec)
         private = self.private_gradient.init(model, key=shared_key() if key is None else key)
         arrays, rest = eqx.partition(model, eqx.is_array)
-        arrays = jax.tree.map(jnp.copy, arrays)
         opt_state = self.optimizer.init(jax.tree.map(wide, params))
-        average = None if self.average is None else self.average.init(jax.tree.map(jnp.copy, params))
+        average = None if self.average is None else self.average.init(params)
         arrays, opt_state, private, average = placed((arrays, opt_state, private, average), mesh_of(model))
         return TrainState(arrays, opt_state, private, average, Skeleton(rest))
 
@@ -162,7 +160,9 @@ class Trainer(eqx.Module):
         grads, private, _ = private_gradient(model, batch, state.private, mask=mask, scaling=scaling)
         params, frozen = eqx.partition(model, self.filter_spec)
         update = optax.with_extra_args_support(self.optimizer).update if not is_scaled else self.optimizer.update
-        updates, opt_state = update(grads, state.opt_state, jax.tree.map(wide, params), **extra)
+        # optimisers add integers to floats, whatever whoever uses them allows
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            updates, opt_state = update(grads, state.opt_state, jax.tree.map(wide, params), **extra)
         params = jax.tree.map(_moved, params, updates)
         average = state.average
         if self.average is not None and average is not None:
@@ -191,7 +191,13 @@ class Trainer(eqx.Module):
         """The steps of so many batches and masks in one program, as `fit` runs it."""
         rows = jax.tree.leaves(pairs[0])[0].shape[0]
 
+        parts = (self.plan, self.loss, self.optimizer, self.method, self.average, self.filter_spec)
+        options = (self.has_aux, len(pairs))
+
         def compile_with(size: int | None) -> Compiled:
+            return remembered(parts, (*options, size), (state, pairs), lambda: make(size))
+
+        def make(size: int | None) -> Compiled:
             gradient = self._gradient(size)
             # arrays in a loss are arguments, or they would be constants of the program, which are copied into it
             constants, rest = eqx.partition(self.loss, eqx.is_array)
@@ -202,9 +208,9 @@ class Trainer(eqx.Module):
                 )
                 return self._step(with_loss, state, batch, mask)
 
-            check_carry(state, jax.eval_shape(step, state, *pairs[0], constants))
             program = lowered(step, outputs, state, pairs, constants)
-            return compiled(program, constants, size, len(pairs))
+            unreached = gradient.unreached(state.whole_model, pairs[0][0])
+            return compiled(program, constants, size, len(pairs), unreached)
 
         def outputs(state):
             # flags, and what the step released
