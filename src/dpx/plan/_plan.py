@@ -1,20 +1,20 @@
 """`PrivacyPlan`: sampling, clipping, noise and neighbours, and the arithmetic that binds them."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, get_args
 
 import equinox as eqx
-import numpy as np
 from jaxtyping import PyTree
 
 from .. import accounting
 from .._checks import choice, instance, integer, probability
 from .._rounding_up import rounded_up
-from .._types import Batch, FilePath, Integer, RealScalarLike, Unchecked, Unit
+from .._types import FilePath, Integer, RealScalarLike, Unchecked, Unit
 from ..accounting import AccountantName, Adjacency, Neighbours
 from ..clipping import AbstractClipping, as_clipping
+from ..data import AbstractSource, Batches, gather_batches
 from ..gradients import AbstractGradientMethod
 from ..mechanism import Mechanism
 from ..metrics import AbstractMetric, check_metric, check_metrics
@@ -22,7 +22,7 @@ from ..noise import AbstractNoise, check_noise
 from ..private_gradient import PrivateGradient, PrivateSum, Stated, stated_of
 from ..problem import WithinUser
 from ..random import fresh_seed
-from ..sampling import AbstractSampler, check_seed, gather_batches
+from ..sampling import AbstractSampler, check_seed
 from . import _search
 from ._compatible import check_accountable, mechanism_of, protected_unit
 from ._facts import Facts, as_data, facts_of, milestones, versions
@@ -263,13 +263,16 @@ class PrivacyPlan(AbstractQuestions):
         )
 
     def batches(
-        self, data: Batch, *, seed: Integer | None, start: Integer = 0
-    ) -> Iterator[tuple[tuple[PyTree, ...], np.ndarray]]:
-        """The run's batches from step `start` on: `(batch, mask)`, padded to one physical size so that a run compiles once.
+        self, data: Unchecked[tuple[PyTree, ...] | AbstractSource], *, seed: Integer | None, start: Integer = 0
+    ) -> Batches:
+        """The run's batches from step `start` on, `(batch, mask)` in memory, padded to one physical size so that a run compiles once; with a `len`.
+
+        For data that take time to read, several devices or several processes, `dpx.data.feed` gives the same batches ahead, where they belong.
 
         **Arguments:**
 
-        - `data`: a tuple of PyTrees of arrays, or pandas tables, with `num_examples` rows each, which belong together by position.
+        - `data`: a tuple of PyTrees of arrays, or pandas tables, with `num_examples` rows each, which belong together by position; or whatever else
+            `dpx.data.as_source` takes.
         - `seed`: the secret of the sampling, up to 128 bits; None draws one from the operating system (which cannot be resumed, and is refused in a
             run of several processes, which must share one: `dpx.random.shared_seed()`).
         - `start`: the step to start from; the batches are those of a run that was never stopped.
