@@ -83,11 +83,15 @@ class Layout:
         """Where the real rows of a device stand in its block, sorted."""
         if not self.is_cut_by_device or self.microbatch_size is None or count in (0, share):
             return np.arange(count)
-        # row r is in microbatch r mod n: fill one after another, of the device's own size and, within it, of the same size over all devices
+        # Row r is in microbatch r mod n: fill one after another and, within each, one after another of its halves, and so on, so that few
+        # microbatches run where the method's are smaller than they were said to be, too.
+        number = microbatch_count(size, self.devices * self.microbatch_size, self.devices)
         numbers = np.arange(share)
-        coarse = microbatch_count(size, self.devices * self.microbatch_size, self.devices)
-        fine = microbatch_count(size, self.microbatch_size, self.devices)
-        return np.sort(np.lexsort((numbers, numbers % fine, numbers % coarse))[:count])
+        keys = [numbers % number]
+        while number < share:
+            number *= next(factor for factor in range(2, share + 1) if share // number % factor == 0)
+            keys.insert(0, numbers % number)
+        return np.sort(np.lexsort(keys)[:count])
 
 
 def checked_sharding(sharding: Any) -> Sharding | None:
