@@ -10,8 +10,9 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import equinox as eqx
 import jax
@@ -47,9 +48,12 @@ class Source(AbstractSource):
     """Counts what it is asked for; `change` is applied to what it gives in a call."""
 
     data: tuple
-    calls: list = eqx.field(default_factory=list)
-    change: object = None
-    length: object = None
+    calls: list
+    change: Callable[[int, Any], Any] | None
+    length: Callable[[int], int] | None
+
+    def __init__(self, data, change=None, length=None):
+        self.data, self.calls, self.change, self.length = data, [], change, length
 
     @property
     def num_rows(self):
@@ -149,13 +153,37 @@ class First(dpx.sampling.AbstractSampler):
 
     sizes: tuple[int, ...]
     size: int
-    num_examples: int = 60
-    batch_size: int = 12
+    num_examples: int
+    batch_size: int
+    steps: int
     unit: ClassVar[str] = "example"
-    adjacencies, assumption = (), ""
-    num_rows, participation, participation_per_event = 60, None, None  # pyright: ignore
-    steps = property(lambda self: len(self.sizes))
-    physical_batch_size = property(lambda self: self.size)
+
+    def __init__(self, sizes, size):
+        self.sizes, self.size, self.steps, self.num_examples, self.batch_size = sizes, size, len(sizes), 60, 12
+
+    @property
+    def num_rows(self):
+        return self.num_examples
+
+    @property
+    def participation(self):
+        return dpx.Participation(1, None)
+
+    @property
+    def participation_per_event(self):
+        return self.participation
+
+    @property
+    def adjacencies(self):
+        return ()
+
+    @property
+    def physical_batch_size(self):
+        return self.size
+
+    @property
+    def assumption(self):
+        return "none"
 
     def indices(self, seed, step):
         return np.arange(self.sizes[step])
@@ -347,7 +375,8 @@ def test_a_source_that_changes_between_steps_is_refused(name):
         feed(SAMPLER, Source((X,), change=change), seed=0),
         dpx.data.gather_batches(SAMPLER, Source((X,), change=change), seed=0),
     ):
-        next(batches), next(batches)
+        next(batches)
+        next(batches)
         with pytest.raises(ValueError, match=match):
             next(batches)
 
@@ -387,7 +416,7 @@ def test_bad_arguments_are_refused_by_name(options, match):
 
 def test_a_mesh_that_does_not_fit_is_refused_by_name():
     with pytest.raises(ValueError, match=r"NamedSharding\(mesh, jax.P\('data'\)\)"):
-        feed(SAMPLER, (X,), seed=0, sharding=mesh(2))
+        feed(SAMPLER, (X,), seed=0, sharding=cast(Any, mesh(2)))
     square = jax.make_mesh((2, 2), ("data", "model"))
     with pytest.raises(ValueError, match="leading axis"):
         feed(SAMPLER, (X,), seed=0, sharding=NamedSharding(square, P("data", "model")))

@@ -1,7 +1,7 @@
 """Sources of rows, and the feed from who is in a batch to batches on devices."""
 
 from ._arrays import ArraySource as ArraySource
-from ._as_source import as_source as as_source
+from ._as_source import Data as Data, DataSet as DataSet, as_source as as_source
 from ._base import AbstractSource as AbstractSource
 from ._batches import Batches as Batches
 from ._examples import ExampleSource as ExampleSource

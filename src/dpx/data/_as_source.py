@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from jaxtyping import PyTree
 
 from .._checks import described
+from .._types import Unchecked
 from ._arrays import ArraySource
 from ._base import AbstractSource
 from ._examples import ExampleSource
@@ -15,7 +17,23 @@ from ._hugging_face import HuggingFaceSource
 _MSG = "`data` must be a tuple of the loss's arguments, such as `(x, y)`, or a source of rows by number; got {given}. {remedy}"
 
 
-def as_source(data: Any) -> AbstractSource:
+class DataSet(Protocol):
+    """A data set that gives an example for its number, as torch's map-style data sets, Grain's and Hugging Face's do."""
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+        ...
+
+    def __getitem__(self, number: int, /) -> tuple[Any, ...] | dict[str, Any]:
+        """The loss's arguments, or its one argument."""
+        ...
+
+
+Data = Unchecked[tuple[PyTree, ...] | AbstractSource | DataSet]
+"""What becomes a source."""
+
+
+def as_source(data: Data) -> AbstractSource:
     """Data as a source of rows by number.
 
     **Arguments:**

@@ -5,10 +5,12 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
 from jaxtyping import PyTree
+
+Mask = TypeVar("Mask")
 
 
 @runtime_checkable
@@ -28,7 +30,7 @@ class Loader(Protocol):
         ...
 
 
-class Batches(Iterator[tuple[tuple[PyTree, ...], Any]]):
+class Batches(Iterator[tuple[tuple[PyTree, ...], Mask]], Generic[Mask]):
     """An iterator of `(batch, mask)`, one for every step that is left; `len` says how many.
 
     An error in making a batch is raised where that batch is due, with all before it delivered; whoever goes on nevertheless is given the same batch,
@@ -54,7 +56,7 @@ class Batches(Iterator[tuple[tuple[PyTree, ...], Any]]):
     def __len__(self) -> int:
         return len(self._steps)
 
-    def __next__(self) -> tuple[tuple[PyTree, ...], Any]:
+    def __next__(self) -> tuple[tuple[PyTree, ...], Mask]:
         with self._lock:
             if not self._steps:
                 self._stop()

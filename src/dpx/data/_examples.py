@@ -94,6 +94,11 @@ def _array(x: Any) -> np.ndarray:
     """An array, a tensor of torch's or TensorFlow's, or a number, as NumPy's."""
     if hasattr(x, "detach"):
         x = x.detach().cpu()
+    if isinstance(x, bytes):
+        raise ValueError(
+            "`data` must hold numbers or booleans; got bytes, as of records that nobody decoded. Decode them where they are read: of Grain, "
+            "`MapDataset.source(data).map(decode)`."
+        )
     return np.asarray(x)
 
 

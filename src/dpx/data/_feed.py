@@ -12,7 +12,7 @@ from .._checks import instance, integer, positive_int
 from .._types import Integer, Unchecked
 from ..random import check_seed
 from ..sampling import AbstractSampler, check_step
-from ._as_source import as_source
+from ._as_source import Data, as_source
 from ._base import Reader
 from ._batches import Batches
 from ._layout import Layout, Part, checked_sharding, on_devices
@@ -23,7 +23,7 @@ _EXAMPLE = "dpx.PoissonSampler(60_000, 256, 5_000)"
 
 def feed(
     sampler: Unchecked[AbstractSampler],
-    source: Any,
+    source: Data,
     *,
     seed: Integer,
     start: Integer = 0,
@@ -31,7 +31,7 @@ def feed(
     microbatch_size: Unchecked[Integer | None] = None,
     prefetch: Integer = 2,
     workers: Integer = 0,
-) -> Batches:
+) -> Batches[jax.Array]:
     """The batches of a run, on the devices before they are needed: what a plan's `batches` are, up to where padding stands.
 
     ```python
@@ -78,7 +78,7 @@ def feed(
     return _batches("feed", sampler, source, seed, start, layout, place, prefetch, workers)
 
 
-def gather_batches(sampler: AbstractSampler, data: Any, *, seed: int, start: Integer = 0) -> Batches:
+def gather_batches(sampler: AbstractSampler, data: Data, *, seed: int, start: Integer = 0) -> Batches[np.ndarray]:
     """The batches from step `start` on in memory, each padded with zeros to the sampler's physical size, with their masks.
 
     Where a unit has several rows of the data (`UserSampler`), leaves have shape `(physical size, rows of a unit, ...)`, and the mask is of
@@ -104,7 +104,7 @@ def _batches(
     place: Callable[[Part, np.ndarray], Any],
     prefetch: int,
     workers: int,
-) -> Batches:
+) -> Batches[Any]:
     reader = Reader(as_source(data), sampler)
     seed = check_seed(f"{name}(seed=...)", seed)
     start = integer(f"{name}(start=...)", start)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack, get_args
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import PyTree
 
 from .. import accounting
@@ -14,7 +15,7 @@ from .._rounding_up import rounded_up
 from .._types import FilePath, Integer, RealScalarLike, Unchecked, Unit
 from ..accounting import AccountantName, Adjacency, Neighbours
 from ..clipping import AbstractClipping, as_clipping
-from ..data import AbstractSource, Batches, gather_batches
+from ..data import Batches, Data, gather_batches
 from ..gradients import AbstractGradientMethod
 from ..mechanism import Mechanism
 from ..metrics import AbstractMetric, check_metric, check_metrics
@@ -262,17 +263,14 @@ class PrivacyPlan(AbstractQuestions):
             **self._of_a_run(),
         )
 
-    def batches(
-        self, data: Unchecked[tuple[PyTree, ...] | AbstractSource], *, seed: Integer | None, start: Integer = 0
-    ) -> Batches:
+    def batches(self, data: Data, *, seed: Integer | None, start: Integer = 0) -> Batches[np.ndarray]:
         """The run's batches from step `start` on, `(batch, mask)` in memory, padded to one physical size so that a run compiles once; with a `len`.
 
         For data that take time to read, several devices or several processes, `dpx.data.feed` gives the same batches ahead, where they belong.
 
         **Arguments:**
 
-        - `data`: a tuple of PyTrees of arrays, or pandas tables, with `num_examples` rows each, which belong together by position; or whatever else
-            `dpx.data.as_source` takes.
+        - `data`: arrays or pandas tables in a tuple, which belong together by position, or whatever `dpx.data.as_source` takes.
         - `seed`: the secret of the sampling, up to 128 bits; None draws one from the operating system (which cannot be resumed, and is refused in a
             run of several processes, which must share one: `dpx.random.shared_seed()`).
         - `start`: the step to start from; the batches are those of a run that was never stopped.
