@@ -265,7 +265,6 @@ class PrivacyPlan(AbstractQuestions):
 
     def batches(self, data: Data, *, seed: Integer | None, start: Integer = 0) -> Batches[np.ndarray]:
         """The run's batches from step `start` on, `(batch, mask)` in memory, padded to one physical size so that a run compiles once; with a `len`.
-
         For data that take time to read, several devices or several processes, `dpx.data.feed` gives the same batches ahead, where they belong.
 
         **Arguments:**

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import itertools
 import logging
 import signal
 import time
@@ -12,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..data import Batches
 from . import _orbax
 from ._callbacks import StepInfo, Stop, called
 from ._checkpoints import RunFolder
 from ._compiled import Compiled
-from ._feed import Ahead, batches_of, sharding_of_batches
+from ._feed import batches_of, sharding_of_batches
 from ._fingerprint import described, refuse
 from ._history import Recorder, check_evaluation
 from ._moved import checksums, remarks
@@ -85,9 +87,7 @@ class Loop:
             return
         trainer, options = self.trainer, self.options
         self.meta["horizon"] = options.horizon
-        sharding = sharding_of_batches(options.sharding, mesh_of(self.state))
-        source = batches_of(trainer.plan, data, int(self.meta["seed"]), self.step, sharding)
-        batches = Ahead(source, 2 * trainer.steps_per_call)
+        batches = self._batches(data)
         shown = options.progress and is_first()
         progress = Progress(
             shown, self.step, options.horizon, self.epsilon if trainer.plan.mechanism.is_private else None
@@ -123,16 +123,33 @@ class Loop:
             batches.close()
             progress.close()
 
-    def _take(self, batches: Ahead) -> None:
-        """Hands the next steps to the device: how many, and which together, depends on the step alone."""
+    def _batches(self, data: Any) -> Batches[Any]:
+        """The batches that are left, laid out for the microbatch that the first of them was found to need."""
+        plan, seed = self.trainer.plan, int(self.meta["seed"])
+        sharding = sharding_of_batches(self.options.sharding, mesh_of(self.state))
+        prefetch = max(2, self.trainer.steps_per_call)
+        size = self.trainer.microbatch_size
+        known = size if isinstance(size, int) else None
+        batches = batches_of(plan, data, seed, self.step, sharding, known, prefetch)
+        if sharding is None or size != "auto":
+            return batches
+        found = self._program(self._next(batches)).microbatch_size
+        batches.close()
+        return batches_of(plan, data, seed, self.step, sharding, found, prefetch)
+
+    def _next(self, batches: Batches[Any]) -> tuple[Any, ...]:
+        """The batches of the next program: how many, and which, depends on the step alone."""
         size = self.trainer.steps_per_call
         count = min(size - self.step % size, self.options.horizon - self.step)
-        pairs = tuple(batches.take() for _ in range(count))
-        if count > 1:
-            pairs = _of_one_size(pairs)
+        pairs = tuple(itertools.islice(batches, count))
+        return _of_one_size(pairs) if count > 1 else pairs
+
+    def _take(self, batches: Batches[Any]) -> None:
+        """Hands the next steps to the device."""
+        pairs = self._next(batches)
         self.leaves, out = self._program(pairs).run(self.leaves, pairs)
-        self.pending.append((self.step, count, out))
-        self.step += count
+        self.pending.append((self.step, len(pairs), out))
+        self.step += len(pairs)
 
     def _program(self, pairs: tuple[Any, ...]) -> Compiled:
         shape = (len(pairs), *(x.shape for x in jax.tree.leaves(pairs[0])))
@@ -275,9 +292,8 @@ class Loop:
 def _of_one_size(pairs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Batches that are computed together, padded to the largest: one in 10^9 is."""
     most = max(jax.tree.leaves(pair)[0].shape[0] for pair in pairs)
-    grown = lambda x: (
-        x if x.shape[0] == most else np.pad(np.asarray(x), [(0, most - x.shape[0]), *[(0, 0)] * (x.ndim - 1)])
-    )
+    rows = lambda x: [(0, most - x.shape[0]), *[(0, 0)] * (x.ndim - 1)]
+    grown = lambda x: x if x.shape[0] == most else jnp.pad(x, rows(x))
     return tuple(jax.tree.map(grown, pair) for pair in pairs)
 
 

@@ -21,7 +21,7 @@ from ._record import Record, read
 from ._result import TrainResult
 from ._saved import key_impl, key_of, recorder_of, state_of
 from ._signals import Signals
-from ._state import TrainState
+from ._state import TrainState, mesh_of
 
 if TYPE_CHECKING:
     from ._trainer import Trainer
@@ -35,7 +35,9 @@ def run(
     seed = None if seed is None else check_seed("Trainer.fit(seed=...)", seed)
     if key is not None:
         check_key("Trainer.fit(key=...)", key)
-    with _opened(trainer.checkpoint) as folder, Signals(trainer.checkpoint is not None) as signals:
+    mesh = mesh_of(model) if sharding is None else sharding.mesh
+    in_scope = contextlib.nullcontext() if mesh is None or not jax.sharding.get_mesh().empty else jax.set_mesh(mesh)
+    with in_scope, _opened(trainer.checkpoint) as folder, Signals(trainer.checkpoint is not None) as signals:
         loop = _begun(trainer, model, seed, key, chosen, folder)
         loop.run(data, signals)
         return loop.result()
