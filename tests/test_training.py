@@ -440,7 +440,7 @@ def test_a_callback_that_fails_loses_nothing(tmp_path, whole):
     with pytest.raises(Interrupted) as error:
         fit(trainer, callbacks=[interrupt_at(9)])
     assert error.value.__notes__ == ["The record of step 8 stands."]
-    with pytest.raises(ValueError, match="A callback returns None, or"):
+    with pytest.raises(ValueError, match="returned True. To end the run return `dpx.Stop"):
         fit(trainer, callbacks=[lambda info: True])
     assert_same_run(fit(trainer), whole)
 

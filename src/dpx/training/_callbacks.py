@@ -5,7 +5,7 @@ from typing import Any
 
 import equinox as eqx
 
-from .._checks import flag, integer, nonempty_text, real_number
+from .._checks import described, flag, integer, nonempty_text, real_number
 
 
 class StepInfo(eqx.Module):
@@ -77,10 +77,11 @@ def called(callbacks: tuple[Callable[[StepInfo], Any], ...], info: StepInfo) -> 
         answer = callback(info)
         if isinstance(answer, Stop):
             stop = stop or answer
-        elif answer is not None:
+        elif answer is Stop or answer is True:
+            # what somebody returns who wants to stop; anything else is what the last call of a lambda gave
             name = getattr(callback, "__name__", type(callback).__name__)
             raise ValueError(
-                f"`Trainer.fit(callbacks=...)`: {name} returned {type(answer).__name__}. A callback returns None, or `dpx.Stop(reason)`."
+                f"`Trainer.fit(callbacks=...)`: {name} returned {described(answer)}. To end the run return `dpx.Stop(reason)`."
             )
     return stop
 
