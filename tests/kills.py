@@ -11,9 +11,9 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import dp_accounting  # noqa: F401  # imported once, for all children
 import equinox as eqx
@@ -93,7 +93,9 @@ def ended(child):
 
 def contents(folder):
     """What a run ended with: hashes of its publication, and of what its last record holds."""
-    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((folder / "release").iterdir())}
+    found = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((folder / "release").iterdir())
+    }
     last = dpx.Checkpoints(folder / "run").steps[-1]
     record = _record.read(_checkpoints.file_of(folder / "run", last))
     for name, array in record.arrays.items():
@@ -109,11 +111,13 @@ def signals(base, kind, number, seed):
     assert ended(child) == 0
     os.close(reader)
     expected = contents(base / "whole")
-    begun = time.monotonic()
-    child, reader = forked(lambda tell: run(base / "timed", kind, tell))
-    assert ended(child) == 0
-    os.close(reader)
-    took = time.monotonic() - begun
+    took = 1.5
+    if kind != "small":
+        begun = time.monotonic()
+        child, reader = forked(lambda tell: run(base / "timed", kind, tell))
+        assert ended(child) == 0
+        os.close(reader)
+        took = time.monotonic() - begun
     kills, runs, wrong, at = 0, 0, [], []
     while kills < number or (base / "killed").exists():
         folder = base / "killed"
@@ -147,9 +151,6 @@ def signals(base, kind, number, seed):
     return {"kills": kills, "runs": runs, "wrong": wrong, "records": sorted(set(at)), "seed": seed}
 
 
-CALLS = ["open", "write", "fsync", "replace", "rename", "unlink", "mkdir", "flock", "rmdir"]
-
-
 def instants(base):
     """Dies at every single call that changes files while records are written, one after the other, and looks at what is there then."""
     import builtins
@@ -177,7 +178,8 @@ def instants(base):
             file = real_open(path, mode, *args, **kwargs)
             if "b" not in mode or "+" not in mode:
                 return file
-            raw = file.detach()  # unbuffered, so that what was written before a kill is there
+            raw: Any = file
+            raw = raw.detach()  # unbuffered, so that what was written before a kill is there
 
             class Writer:
                 def __enter__(self):
@@ -223,14 +225,15 @@ def instants(base):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=["signals", "instants"])
+    parser.add_argument("mode", choices=["signals", "instants", "all"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kind", default="small")
     parser.add_argument("--number", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    if args.mode == "instants":
-        print(json.dumps(instants(args.folder)))
-    else:
-        print(json.dumps(signals(args.folder, args.kind, args.number, args.seed)))
-    sys.stdout.flush()
+    found = {}
+    if args.mode in ("instants", "all"):
+        found["instants"] = instants(args.folder)
+    if args.mode in ("signals", "all"):
+        found["signals"] = signals(args.folder, args.kind, args.number, args.seed)
+    print(json.dumps(found if args.mode == "all" else found[args.mode]))

@@ -5,7 +5,7 @@ from typing import Any
 
 import equinox as eqx
 
-from .._checks import described, flag, integer, nonempty_text, real_number
+from .._checks import at_least_zero, described, flag, nonempty_text, positive_int, probability, real_number
 
 
 class StepInfo(eqx.Module):
@@ -35,15 +35,19 @@ class StepInfo(eqx.Module):
         metrics: Mapping[str, Any],
         delta: float | None = None,
     ):
-        self.step = integer("StepInfo(step=...)", step)
-        self._epsilon = epsilon
+        self.step = positive_int("StepInfo(step=...)", step)
+        is_function = callable(epsilon) and not isinstance(epsilon, type | eqx.Module)
+        self._epsilon = epsilon if is_function else at_least_zero("StepInfo(epsilon=...)", epsilon)
         self.seconds = real_number("StepInfo(seconds=...)", seconds)
+        if not isinstance(metrics, Mapping):
+            raise ValueError(f"`StepInfo(metrics=...)` must be numbers by name; got {described(metrics)}.")
         self.metrics = dict(metrics)
-        self.delta = delta
+        self.delta = None if delta is None else probability("StepInfo(delta=...)", delta)
 
     @property
     def epsilon(self) -> float:
         """What the steps so far have spent. That a run may be stopped by looking at it costs more: see `Stop`."""
+        epsilon: Any = self._epsilon
         epsilon: Any = self._epsilon
         return float(epsilon() if callable(epsilon) else epsilon)
 

@@ -5,9 +5,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 
-from .._checks import flag, function, positive_float, positive_int, probability
+from .._checks import flag, function, instance, positive_float, positive_int, probability
 from ..plan import PrivacyPlan
 from ._callbacks import StepInfo, check_callbacks
 
@@ -51,6 +52,8 @@ def options_of(
     delta = probability("Trainer.fit(delta=...)", delta)
     plan.mechanism.check_calibrated()
     callbacks = check_callbacks(callbacks)
+    if sharding is not None:
+        instance("Trainer.fit(sharding=...)", sharding, NamedSharding, 'jax.NamedSharding(mesh, jax.P("data"))')
     horizon = plan.steps
     if stop_at_epsilon is not None:
         horizon = steps_within(plan, positive_float("Trainer.fit(stop_at_epsilon=...)", stop_at_epsilon), delta)

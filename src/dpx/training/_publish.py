@@ -131,7 +131,7 @@ def contents_of(result: "TrainResult", delta: float) -> dict[str, bytes]:
     if result.averaged_model is not None:
         weights[_AVERAGE] = safetensors("TrainResult.publish(...): averaged_model", result.averaged_model)
     report = result.plan.report(delta, steps=result.accounted_steps)
-    statement = result.statement(delta)
+    statement = report["statement"] if result.note is None else f"{report['statement']}\n{result.note}"
     report |= {
         "statement": statement,
         "steps_taken": result.steps,

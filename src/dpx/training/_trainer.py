@@ -9,14 +9,14 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from .._checks import described, function, instance, is_traced, positive_int
+from .._checks import described, flag, function, instance, is_traced, positive_int
 from .._tree import wide
 from .._types import Batch, Integer, Mask, PRNGKey, RealScalarLike, Unchecked
 from ..gradients import AbstractGradientMethod, Auto
 from ..optimizers import AbstractParameterAverage, ScaleThenPrivatize
 from ..plan import PrivacyPlan
 from ..private_gradient import PrivateGradient, Result
-from ..problem import check_model, trainable
+from ..problem import check_arguments, check_filter_spec, check_model, trainable
 from ..random import shared_key
 from ._checkpoints import Checkpoints
 from ._compiled import Compiled, compiled, lowered, remembered
@@ -110,7 +110,8 @@ class Trainer(eqx.Module):
         if average is not None:
             instance("Trainer(average=...)", average, AbstractParameterAverage, "dpx.optimizers.ema(0.999)")
         self.average = average
-        self.filter_spec, self.has_aux = filter_spec, has_aux
+        self.filter_spec = check_filter_spec("Trainer(filter_spec=...)", filter_spec)
+        self.has_aux = flag("Trainer(has_aux=...)", has_aux)
         self.private_gradient = self._gradient(microbatch_size if isinstance(microbatch_size, int) else None)
 
     # Pure parts
@@ -148,6 +149,7 @@ class Trainer(eqx.Module):
         - `state`: from `init`, or the step before.
         - `batch`, `mask`: from `plan.batches` or `dpx.data.feed`.
         """
+        instance("Trainer.step(state=...)", state, TrainState, "trainer.init(model)")
         return self._step(self.private_gradient, state, batch, mask)
 
     def _step(self, private_gradient: PrivateGradient, state: TrainState, batch: Any, mask: Any) -> TrainState:
@@ -182,6 +184,14 @@ class Trainer(eqx.Module):
 
         A `Compiled`, to be called as `compiled(state, batch, mask)`, which says what memory it takes and which microbatch was chosen.
         """
+        instance("Trainer.compile(state=...)", state, TrainState, "trainer.init(model)")
+        for name, tree in (("batch", batch), ("mask", mask)):
+            for leaf in [] if tree is None else jax.tree.leaves(tree) or [tree]:
+                if not (getattr(leaf, "shape", ()) and hasattr(leaf, "dtype")):
+                    raise ValueError(
+                        f"`Trainer.compile({name}=...)` must be as a step gets it: arrays with a leading batch axis; got {described(leaf)}."
+                    )
+        check_arguments(state.whole_model, batch, mask, None)
         if mask is None:
             axes = 2 if self.private_gradient.unit == "user" else 1
             mask = np.ones(jax.tree.leaves(batch)[0].shape[:axes], bool)
