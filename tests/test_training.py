@@ -134,8 +134,9 @@ def test_the_state_is_arrays_and_the_step_is_pure(whole):
     stacked = jax.tree.map(lambda *xs: jnp.stack([jnp.asarray(x) for x in xs]), *batches)
     scanned, _ = jax.lax.scan(lambda s, b: (trainer.step(s, *b), None), state, stacked)
     assert int(scanned.private.step) == STEPS
+    jitted = jax.jit(trainer.step, donate_argnums=0)(again, *batches[0])
+    assert int(jitted.private.step) == 1 and all(x.is_deleted() for x in jax.tree.leaves(again.private))
     assert_trees_close(eqx.filter(scanned.model, eqx.is_inexact_array), eqx.filter(whole.model, eqx.is_inexact_array))
-    del again
 
 
 def test_compile_donates_and_reports():

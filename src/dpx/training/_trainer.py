@@ -114,6 +114,10 @@ class Trainer(eqx.Module):
         self.has_aux = flag("Trainer(has_aux=...)", has_aux)
         self.private_gradient = self._gradient(microbatch_size if isinstance(microbatch_size, int) else None)
 
+    # by identity, so that `jax.jit(trainer.step)` works, which looks functions up by their hash: arrays have none
+    def __hash__(self) -> int:
+        return id(self)
+
     # Pure parts
 
     def init(self, model: PyTree, *, key: PRNGKey | None = None) -> TrainState:
