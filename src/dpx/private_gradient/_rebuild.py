@@ -8,9 +8,9 @@ import jax.random as jr
 from jaxtyping import PyTree
 
 from ..problem import trainable
-from ._private_gradient import NOISE_DOMAIN, PrivateGradient
+from ._learning import struct_of_query
+from ._private_gradient import _NOISE, PrivateGradient
 from ._state import PrivateGradientState
-from ._sums import struct_of_sum
 
 
 def rebuilt_noise(private_gradient: PrivateGradient, model: PyTree, state: PrivateGradientState) -> PyTree:
@@ -24,8 +24,9 @@ def rebuilt_noise(private_gradient: PrivateGradient, model: PyTree, state: Priva
     """
     params, _ = trainable(model, private_gradient.filter_spec)
     mechanism = private_gradient.mechanism
-    zeros = jax.tree.map(lambda x: _zeros(struct_of_sum(x)), params)
-    first = private_gradient.noise.init(jax.tree.map(struct_of_sum, params))
+    query = struct_of_query(private_gradient.clipping, params)
+    zeros = jax.tree.map(_zeros, query)
+    first = private_gradient.noise.init(query)
     if not jax.tree.leaves(first):
         return first
     # placed as the step places them, and no weak types
@@ -33,7 +34,7 @@ def rebuilt_noise(private_gradient: PrivateGradient, model: PyTree, state: Priva
 
     @jax.jit
     def rebuild(zeros: Any, first: Any, key: Any, steps: Any) -> Any:
-        body = lambda t, buffers: mechanism.step(zeros, jr.fold_in(key, NOISE_DOMAIN), t, buffers)[1]
+        body = lambda t, buffers: mechanism.step(zeros, jr.fold_in(key, _NOISE), t, buffers)[1]
         return jax.lax.fori_loop(0, steps, body, first)
 
     buffers = rebuild(zeros, first, state.key, state.step)
@@ -41,4 +42,5 @@ def rebuilt_noise(private_gradient: PrivateGradient, model: PyTree, state: Priva
 
 
 def _zeros(struct: Any) -> Any:
-    return jnp.zeros(struct.shape, struct.dtype, device=None if struct.sharding.mesh.empty else struct.sharding)
+    sharding = None if struct.sharding is None or struct.sharding.mesh.empty else struct.sharding
+    return jnp.zeros(struct.shape, struct.dtype, device=sharding)
