@@ -78,7 +78,9 @@ def feed(
     return _batches("feed", sampler, source, seed, start, layout, place, prefetch, workers)
 
 
-def gather_batches(sampler: AbstractSampler, data: Data, *, seed: int, start: Integer = 0) -> Batches[np.ndarray]:
+def gather_batches(
+    sampler: AbstractSampler, data: Data, *, seed: int, start: Integer = 0, prefetch: int = 0
+) -> Batches[np.ndarray]:
     """The batches from step `start` on in memory, each padded with zeros to the sampler's physical size, with their masks.
 
     Where a unit has several rows of the data (`UserSampler`), leaves have shape `(physical size, rows of a unit, ...)`, and the mask is of
@@ -90,8 +92,9 @@ def gather_batches(sampler: AbstractSampler, data: Data, *, seed: int, start: In
     - `data`: what `as_source` takes, with `sampler.num_rows` rows.
     - `seed`: the secret of the sampling.
     - `start`: number of the first batch.
+    - `prefetch`: how many batches are made ahead, by a thread.
     """
-    return _batches("batches", sampler, data, seed, start, Layout(None, None), lambda part, local: local, 0, 0)
+    return _batches("batches", sampler, data, seed, start, Layout(None, None), lambda part, local: local, prefetch, 0)
 
 
 def _batches(
