@@ -3,8 +3,8 @@
     python benchmarks/trainer_costs_no_more.py [steps]
 
 The README's model. The hand-written loop is as quick as one gets it: one jitted function of a donated carry, batches of 256 rows by one NumPy index
-each, nothing looked at on the way. `fit` samples by Poisson, pads to 368 rows, clips, adds noise, checks, and keeps history. One process, taking turns;
-medians of wall time. A machine that is busy with other things starves the thread that makes batches.
+each, nothing looked at on the way. `fit` samples by Poisson, pads to 368 rows, clips, adds noise, checks, and keeps history. One process, taking
+turns; medians of wall time. A machine that is busy with other things starves the thread that makes batches.
 """
 
 import shutil

@@ -417,6 +417,30 @@ def test_who_stops_by_looking_pays_for_all_steps(tmp_path):
     assert (bounded.steps, bounded.epsilon()) == (5, budget)
 
 
+def test_a_stop_is_not_lost_between_a_record_and_its_callbacks(tmp_path, monkeypatch):
+    stop = lambda info: dpx.Stop("enough") if info.step == 8 else None
+    whole = fit(make_trainer(), callbacks=[stop])
+    trainer = make_trainer(tmp_path)
+    # killed after the record of step 8 and before its callbacks
+    interrupted(trainer, 8)
+    assert trainer.checkpoint is not None and trainer.checkpoint.steps[-1] == 8
+    seen = []
+    again = fit(trainer, callbacks=[seen.append, stop])
+    assert_same_run(again, whole)
+    assert [(info.step, info.metrics["loss"]) for info in seen] == [(8, whole.history[7]["loss"])]
+    assert again.stopped is not None
+    # at its end a run is not stopped
+    late = fit(make_trainer(), callbacks=[lambda info: dpx.Stop("late") if info.step == STEPS else None])
+    assert late.stopped is None and late.statement(1e-5) == PLAN.statement(1e-5)
+
+
+def test_another_loss_is_refused_also_before_the_first_record_of_a_step(tmp_path):
+    """What callbacks saw of the first steps would else be seen again with the same noise and other gradients."""
+    interrupted(make_trainer(tmp_path), 2)
+    with pytest.raises(ValueError, match="The loss, the optimiser"):
+        fit(make_trainer(tmp_path, optimizer=optax.adam(0.2)))
+
+
 def test_who_stops_for_the_time_pays_for_the_steps_taken():
     stop = lambda info: dpx.Stop("an hour has passed", is_public=True) if info.step == 5 else None
     result = fit(make_trainer(), callbacks=[stop], delta=1e-5)

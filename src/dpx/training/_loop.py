@@ -61,12 +61,19 @@ class Loop:
         folder: RunFolder | None,
     ):
         self.trainer, self.options, self.folder, self.meta, self.recorder = trainer, options, folder, meta, recorder
+        # looked up at every step, which a module makes slow
+        self.size, self.checkpoint = trainer.steps_per_call, trainer.checkpoint
+        self.every = None if trainer.checkpoint is None else trainer.checkpoint.every
+        self.is_stopped = meta["stopped"] is not None
         self.leaves, self.treedef = jax.tree.flatten(state)
         self.step = int(state.private.step)
         self.spread_at = self.step if self.step else None
         self.begin = time.monotonic()
         self.pending: collections.deque[Any] = collections.deque()
         self.programs: dict[Any, Compiled] = {}
+        self.last_shape: Any = None
+        self.is_program_new = False
+        self.call: Any = None
         self.last: dict[str, Any] = {}
         self.epsilon = functools.cache(lambda step: trainer.plan.epsilon(options.delta, step))
 
@@ -93,11 +100,12 @@ class Loop:
             shown, self.step, options.horizon, self.epsilon if trainer.plan.mechanism.is_private else None
         )
         try:
-            while self.step < options.horizon and self.stopped is None:
+            self._call_again()
+            while self.step < options.horizon and not self.is_stopped:
                 before = self.step
                 self._take(batches)
                 is_due = lambda every, a=before: self.step // every > a // every or self.step == options.horizon
-                must_save = trainer.checkpoint is not None and is_due(trainer.checkpoint.every)
+                must_save = self.every is not None and is_due(self.every)
                 evaluates = options.evaluate is not None and is_due(options.evaluate_every)
                 ends = self._agree(signals.has_come)
                 is_quiet = not (must_save or evaluates or ends or options.callbacks)
@@ -109,19 +117,37 @@ class Loop:
                     self.save(wait=bool(options.callbacks) or ends or self.step == options.horizon)
                 for step, numbers in released.items():
                     self.last.update(numbers)
-                    self._call(step, numbers)
-                if self.stopped is not None:
-                    self.save(wait=True)
-                elif ends:
+                    if options.callbacks:
+                        self._call(step, numbers)
+                self._keep_stop()
+                if ends and not self.is_stopped:
                     raise SystemExit(128 + signal.SIGTERM)
                 progress.show(self.step, self.last)
         except Exception as error:
-            if trainer.checkpoint is not None and trainer.checkpoint.steps:
-                error.add_note(f"The record of step {max(trainer.checkpoint.steps)} stands.")
+            if self.checkpoint is not None and self.checkpoint.steps:
+                error.add_note(f"The record of step {max(self.checkpoint.steps)} stands.")
             raise
         finally:
             batches.close()
             progress.close()
+
+    def _call_again(self) -> None:
+        """Calls the callbacks of the last steps of a record: the run may have been killed after it was written, and before they were called."""
+        if self.step == 0 or not self.options.callbacks:
+            return
+        columns = self.recorder.columns
+        for step in range((self.step - 1) // self.size * self.size + 1, self.step + 1):
+            numbers = {name: column[step - 1].tolist() for name, column in columns.items()}
+            rows = [row for row in self.recorder.rows if row["step"] == step]
+            self._call(
+                step, {**numbers, **{name: value for row in rows for name, value in row.items() if name != "step"}}
+            )
+        self._keep_stop()
+
+    def _keep_stop(self) -> None:
+        """Records that somebody has ended the run."""
+        if self.is_stopped:
+            self.save(wait=True)
 
     def _batches(self, data: Any) -> Batches[Any]:
         """The batches that are left, laid out for the microbatch that the first of them was found to need."""
@@ -139,7 +165,7 @@ class Loop:
 
     def _next(self, batches: Batches[Any]) -> tuple[Any, ...]:
         """The batches of the next program: how many, and which, depends on the step alone."""
-        size = self.trainer.steps_per_call
+        size = self.size
         count = min(size - self.step % size, self.options.horizon - self.step)
         pairs = tuple(itertools.islice(batches, count))
         return _of_one_size(pairs) if count > 1 else pairs
@@ -147,7 +173,15 @@ class Loop:
     def _take(self, batches: Batches[Any]) -> None:
         """Hands the next steps to the device."""
         pairs = self._next(batches)
-        self.leaves, out = self._program(pairs).run(self.leaves, pairs)
+        shape = (len(pairs), *(x.shape for x in jax.tree.leaves(pairs[0])))
+        if shape != self.last_shape:
+            self.last_shape, self.call = shape, self._program(pairs).run
+            if self.is_program_new:
+                # Before a step of it: a run that begins again has the same secrets, and its steps the same program.
+                self._wait(0)
+                self.save(wait=True)
+                self.is_program_new = False
+        self.leaves, out = self.call(self.leaves, pairs)
         self.pending.append((self.step, len(pairs), out))
         self.step += len(pairs)
 
@@ -173,6 +207,7 @@ class Loop:
             name = str(shape)
             if meta["programs"].get(name, program.digest) != program.digest:
                 refuse(None if trainer.checkpoint is None else trainer.checkpoint.path, "program")
+            self.is_program_new |= name not in meta["programs"]
             meta["programs"] = {**meta["programs"], name: program.digest}
             meta["unreached"] = list(program.unreached)
             self.programs[shape] = program
@@ -219,8 +254,6 @@ class Loop:
 
     def _call(self, step: int, numbers: dict[str, Any]) -> None:
         callbacks = self.options.callbacks
-        if not callbacks:
-            return
         stop, error = None, None
         if is_first():
             try:
@@ -232,14 +265,16 @@ class Loop:
         raise_together(error)
         if jax.process_count() > 1:
             stop = _agreed_stop(stop)
-        if stop is not None and self.stopped is None:
+        # at its end a run is not stopped
+        if stop is not None and not self.is_stopped and self.step < self.options.horizon:
+            self.is_stopped = True
             self.meta["stopped"] = {"reason": stop.reason, "is_public": stop.is_public}
 
     def _agree(self, has_come: bool) -> bool:
         """Whether process 0 was asked to end; the others are told now and then, all at the same step."""
         if jax.process_count() == 1:
             return has_come
-        if (self.step // self.trainer.steps_per_call) % _AGREE_EVERY:
+        if (self.step // self.size) % _AGREE_EVERY:
             return False
         return bool(from_first(np.array(has_come)))
 

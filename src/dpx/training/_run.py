@@ -88,10 +88,7 @@ def _begun(
             "remarks": [],
         }
         _check_agreement(meta, state)
-        loop = Loop(trainer, state, Recorder(), meta, options, folder)
-        # before any step: a run that begins again has the same noise
-        loop.save(wait=True)
-        return loop
+        return Loop(trainer, state, Recorder(), meta, options, folder)
     meta = record.meta
     if seed is not None and str(seed) != meta["seed"]:
         refuse(path, "seed")

@@ -265,7 +265,7 @@ class Trainer(eqx.Module):
         - `seed`, `key`: the secrets of the sampling and of the noise; by default fresh entropy. A record's win: others raise.
         - `evaluate`: `evaluate(model) -> number, or numbers by name`, of PUBLIC data: what it returns is recorded and published without noise. With
             an average it is called for the averaged model, too, whose numbers are named `averaged_...`.
-        - `evaluate_every`: how often; by default twenty times in the run. The last step is evaluated, too.
+        - `evaluate_every`: how often; by default twenty times in the run. The last one, if nobody stops the run, is evaluated, too.
         - `callbacks`: functions of one `StepInfo`, called after every step; each returns None, or a `dpx.Stop`. After a crash they may see steps
             again, with the same numbers.
         - `stop_at_epsilon`: end before the first step that would spend more, at `delta`. Their number is fixed before the first step, from
