@@ -36,8 +36,9 @@ class StepInfo(eqx.Module):
         delta: float | None = None,
     ):
         self.step = positive_int("StepInfo(step=...)", step)
-        is_function = callable(epsilon) and not isinstance(epsilon, type | eqx.Module)
-        self._epsilon = epsilon if is_function else at_least_zero("StepInfo(epsilon=...)", epsilon)
+        spent: Any = epsilon
+        is_function = callable(spent) and not isinstance(spent, type | eqx.Module)
+        self._epsilon = spent if is_function else at_least_zero("StepInfo(epsilon=...)", spent)
         self.seconds = real_number("StepInfo(seconds=...)", seconds)
         if not isinstance(metrics, Mapping):
             raise ValueError(f"`StepInfo(metrics=...)` must be numbers by name; got {described(metrics)}.")
@@ -47,9 +48,8 @@ class StepInfo(eqx.Module):
     @property
     def epsilon(self) -> float:
         """What the steps so far have spent. That a run may be stopped by looking at it costs more: see `Stop`."""
-        epsilon: Any = self._epsilon
-        epsilon: Any = self._epsilon
-        return float(epsilon() if callable(epsilon) else epsilon)
+        found: Any = self._epsilon
+        return float(found()) if callable(found) else found
 
 
 class Stop(eqx.Module):
