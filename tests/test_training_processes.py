@@ -1,6 +1,7 @@
 """A run in several processes is one run: one key, one seed, one history, and records that another number of processes can go on from."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -60,7 +61,7 @@ except ValueError as error:
 weights = np.asarray(jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(result.model.weight).addressable_data(0))
 out = result.publish(folder + "-release", delta=1e-5)
 name = hashlib.sha256(weights.tobytes()).hexdigest()
-print(json.dumps({"weights": name, "history": list(result.history), "steps": result.steps, "seen": len(seen)}))
+print(json.dumps({"weights": name, "values": weights.tolist(), "remarks": result.remarks, "history": list(result.history), "steps": result.steps, "seen": len(seen)}))
 """
 
 
@@ -98,15 +99,14 @@ def test_two_processes_are_one_run_that_one_process_can_end(tmp_path, kind):
     ended(started(2, tmp_path / "run", kind, 7), killed=True)
     before = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert any(name.endswith(".orbax") for name in before) == (kind == "sharded")
-    import shutil
-
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     first, second = ended(started(2, tmp_path / "run", kind, -1))
     assert first["weights"] == second["weights"] and first["history"] == second["history"] and first["steps"] == 12
     assert first["seen"] > 0 and second["seen"] == 0
     (alone,) = ended(started(1, tmp_path / "copy", kind, -1))
-    # the same mesh, on another number of processes: the same bits
-    assert alone["weights"] == first["weights"] and alone["history"] == first["history"]
+    # the same mesh on another number of processes: what was on record has the same bits; after that sums over devices are made in another order
+    assert alone["history"][:6] == first["history"][:6] and "on other devices" in alone["remarks"][0]
+    np.testing.assert_allclose(alone["values"], first["values"], rtol=1e-4, atol=1e-5)
     assert (tmp_path / "run-release" / "model.safetensors").exists()
 
 

@@ -218,7 +218,16 @@ class Loop:
         devices = sorted({(d.platform, d.device_kind) for x in self.leaves for d in x.sharding.device_set})
         places = sorted({str(len(x.sharding.device_set)) + str(getattr(x.sharding, "spec", "")) for x in self.leaves})
         trainer = self.trainer
-        return digest([devices, places, described(trainer.method), trainer.microbatch_size, trainer.steps_per_call])
+        return digest(
+            [
+                devices,
+                places,
+                jax.process_count(),
+                described(trainer.method),
+                trainer.microbatch_size,
+                trainer.steps_per_call,
+            ]
+        )
 
     def _wait(self, most: int) -> dict[int, dict[str, Any]]:
         """Waits until at most so many programs are under way; what those released that have ended, by step."""
