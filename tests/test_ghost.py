@@ -222,6 +222,21 @@ def test_recomputing_what_was_instantiated_saves_memory():
     assert_equal_to_vectorized(out, *struct)
 
 
+def test_cotangents_that_repeat_a_row_are_kept_as_the_row():
+    """Those of a mean of look-ups: what is kept from being computed twice is the row, and what is added up is right."""
+
+    def loss(params, example):
+        ids, scale = example
+        return jnp.sum(jnp.mean(params["table"][ids], axis=0) ** 2 * scale), None
+
+    batch, length, width = 16, 16, 512
+    params = {"table": jr.normal(jr.key(0), (50, width))}
+    examples = jr.randint(jr.key(1), (batch, length), 0, 50), jnp.linspace(1.0, 2.0, batch)
+    kept, out = memory(loss, params, examples)
+    assert kept < 1.5 * (batch * length * width * 4), "beside the rows to be added up all cotangents are in memory"
+    assert_equal_to_vectorized(out, loss, params, examples)
+
+
 @pytest.mark.slow
 def test_two_passes_save_memory():
     """Many layers, whose cotangents one pass keeps until the clip factors are known."""
