@@ -201,15 +201,15 @@ def test_an_interruption_leaves_batches_as_they_are(monkeypatch, forgotten):
     monkeypatch.setattr(_renewal, "_BYTES_PER_RESTING", 1e9)
     whole = [sampler.indices(2, t) for t in range(20)]
     forgotten()
-    toggle, left = _renewal._toggle, [23]
+    clear, left = _renewal._clear, [12]
 
     def interrupted(bits, numbers):
         left[0] -= 1
         if left[0] == 0:
             raise KeyboardInterrupt
-        toggle(bits, numbers)
+        clear(bits, numbers)
 
-    monkeypatch.setattr(_renewal, "_toggle", interrupted)
+    monkeypatch.setattr(_renewal, "_clear", interrupted)
     got = []
     while len(got) < 20:
         try:

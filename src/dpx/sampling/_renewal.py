@@ -109,7 +109,7 @@ class _Memory:
         if self.bits is not None:
             self.bits[:] = 0
             for batch in self._resting(recent):
-                _toggle(self.bits, batch)
+                _taken_where_clear(self.bits, batch)
         self.latest, self.recent = latest, recent
 
     def batch(self, step: int) -> np.ndarray:
@@ -142,10 +142,8 @@ class _Memory:
         # a coin for everybody, of which the coins of those who rest are not looked at
         taken = _heads(self.process.num_examples, self.process.rate, rng)
         if self.bits is not None:
-            taken = taken[(self.bits[taken >> 3] >> (taken & 7).astype(np.uint8)) & 1 == 0]
-            if len(resting) == rest:
-                _toggle(self.bits, resting[0])
-            _toggle(self.bits, taken)
+            taken = _taken_where_clear(self.bits, taken)
+            _clear(self.bits, resting[0])
         else:
             for batch in resting:
                 taken = taken[~_are_in(batch, taken)]
@@ -176,15 +174,30 @@ def _are_in(batch: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return batch[places] == numbers
 
 
-def _toggle(bits: np.ndarray, numbers: np.ndarray) -> None:
-    """Turns the bits of these numbers over, which are sorted, each once."""
-    if len(numbers) == 0:
-        return
+def _taken_where_clear(bits: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Those of these numbers whose bits are clear, which are set. Numbers are sorted, each once."""
+    places, first, weights = _bytes_of(numbers)
+    before = bits.take(places)
+    is_clear = before & weights == 0
+    if len(numbers):
+        bits[places[first]] = before[first] | np.bitwise_or.reduceat(weights, first)
+    return numbers[is_clear]
+
+
+def _clear(bits: np.ndarray, numbers: np.ndarray) -> None:
+    """Clears the bits of these numbers, which are set."""
+    places, first, weights = _bytes_of(numbers)
+    if len(numbers):
+        bits[places[first]] ^= np.bitwise_or.reduceat(weights, first)
+
+
+def _bytes_of(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """In which byte each number has its bit, which numbers are the first ones of a byte, and the bits."""
     places = numbers >> 3
-    first = np.flatnonzero(np.concatenate([[True], places[1:] != places[:-1]]))
-    bits[places[first]] ^= np.bitwise_or.reduceat(
-        np.left_shift(1, (numbers & 7).astype(np.uint8), dtype=np.uint8), first
-    )
+    is_first = np.ones(len(numbers), bool)
+    is_first[1:] = places[1:] != places[:-1]
+    weights = np.left_shift(1, (numbers & 7).astype(np.uint8), dtype=np.uint8)
+    return places, np.flatnonzero(is_first), weights
 
 
 def _before(process: Renewal) -> tuple[np.ndarray, ...]:

@@ -36,8 +36,8 @@ class UserSampler(AbstractSampler):
         are as many different ones as `base` samples. Every user owns at least one row.
     - `examples_per_user`: at most so many rows of one user are in a batch.
     - `index`: a folder for the index of which rows a user owns, which is made there, for nobody else to read, and mapped into memory. Without it the
-        index is in memory, 8 bytes a row. Rows that are sorted by user need none. Where `user_ids` are a memory map, memory then holds a number for every
-        user and what a batch takes, however many rows there are.
+        index is in memory, 8 bytes a row. Rows that are sorted by user need none. Where `user_ids` are a memory map, memory then holds a number
+        for every user and what a batch takes, however many rows there are.
 
     ??? example
 
