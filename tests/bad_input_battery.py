@@ -158,6 +158,15 @@ TABLE: dict[str, tuple[Any, dict[str, Any]]] = {
             "count_noise_multiplier": (10.0, POSITIVE),
         },
     ),
+    "SlackClipping": (
+        dpx.SlackClipping,
+        {
+            "norm": (1.0, POSITIVE),
+            "quantile": (0.5, PROBABILITY),
+            "learning_rate": (0.2, POSITIVE),
+            "bins": (4, INT),
+        },
+    ),
     "NoClipping": (dpx.NoClipping, {}),
     "IndependentGaussian": (dpx.IndependentGaussian, {"noise_multiplier": (1.0, OPT_POSITIVE)}),
     "Laplace": (dpx.Laplace, {"noise_multiplier": (1.0, OPT_POSITIVE)}),
@@ -566,7 +575,7 @@ NOT_OURS = {
 # made by dpx, or described by their own abstract methods: nobody types their arguments
 NOT_TYPED = """
     AverageState ScaleByAdamBCState AdaptiveClippingState Released QuantileState ClippedSum LeafPlan Use EinsumUse ScatterUse Check Diagnostics
-    Explanation PrivateGradientState Result Sensitive Participation LedgerEntry ExponentialAverage TailAverage ScaleThenPrivatize
+    Explanation PrivateGradientState Result Sensitive Participation LedgerEntry ExponentialAverage TailAverage ScaleThenPrivatize SlackClippingState
     check_accountant check_adjacency loss_distribution rough_epsilon is_monte_carlo largest_integer least_feasible
     rough_distribution rough_renyi_epsilon least_renyi_epsilon check_delta deltas
     check_metric check_metrics described is_tracing wide_dtype

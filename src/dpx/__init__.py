@@ -24,6 +24,7 @@ from .clipping import (
     NoClipping as NoClipping,
     NormalizedClipping as NormalizedClipping,
     PSACClipping as PSACClipping,
+    SlackClipping as SlackClipping,
 )
 from .gradients import (
     AbstractGradientMethod as AbstractGradientMethod,

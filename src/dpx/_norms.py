@@ -107,13 +107,14 @@ def settle(tree: PyTree, inputs: PyTree) -> PyTree:
     firsts = [_first_is_zero(x) for x in jax.tree.leaves(inputs) if isinstance(x, jax.Array) and x.size]
     if not inexact or not firsts:
         return tree
+    # what a weight's product and its bias have in common, the cotangents, stays one array
+    distinct = list({id(leaves[k]): leaves[k] for k in inexact}.values())
     # a count is never negative, but that is not for the compiler to know
     count = jnp.sum(jnp.stack(firsts).astype(jnp.int32))
     turn = lambda carry: (carry[0] + 1, [-x for x in carry[1]])
-    _, settled = lax.while_loop(lambda carry: carry[0] < 0, turn, (count, [leaves[k] for k in inexact]))
-    for k, x in zip(inexact, settled, strict=True):
-        leaves[k] = x
-    return jax.tree.unflatten(treedef, leaves)
+    _, settled = lax.while_loop(lambda carry: carry[0] < 0, turn, (count, distinct))
+    found = dict(zip(map(id, distinct), settled, strict=True))
+    return jax.tree.unflatten(treedef, [found.get(id(x), x) for x in leaves])
 
 
 def _first_is_zero(x: Array) -> Bool[Array, ""]:

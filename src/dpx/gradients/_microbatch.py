@@ -58,21 +58,20 @@ def in_microbatches(
     def body(total, xs):
         def real(total):
             out = jax.tree.unflatten(treedef, run(*jax.tree.leaves(xs)))
-            return jax.tree.map(jnp.add, total, out.total), (out.norms, out.losses, out.aux)
+            return jax.tree.map(jnp.add, total, out.total), (out.norms, out.losses, out.aux, out.bounds)
 
         def padding_only(total):
             out = jax.tree.unflatten(
                 treedef, [jnp.zeros(v.shape, v.dtype, out_sharding=_sharding(v)) for v in closed.out_avals]
             )
-            return total, (out.norms, out.losses, out.aux)
+            return total, (out.norms, out.losses, out.aux, out.bounds)
 
         return lax.cond(jnp.any(xs[1]), real, padding_only, total)
 
     avals = jax.tree.unflatten(treedef, closed.out_avals).total
     zero = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype, out_sharding=_sharding(v)), avals)
     total, rows = lax.scan(body, zero, (stacked, masks))
-    norms, losses, aux = jax.tree.map(merge, rows)
-    return ClippedSum(total, norms, losses, aux)
+    return ClippedSum(total, *jax.tree.map(merge, rows))
 
 
 def microbatch_count(batch: int, size: int, devices: int | None) -> int:

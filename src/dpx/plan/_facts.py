@@ -8,7 +8,14 @@ import numpy as np
 from .. import accounting
 from .._round import exactly, round_up
 from ..accounting import NEIGHBOURS, Adjacency, TradeOffCurve, is_monte_carlo
-from ..clipping import AbstractClipping, AdaptiveClipping, FlatClipping, GroupClipping, HardThresholdClipping
+from ..clipping import (
+    AbstractClipping,
+    AdaptiveClipping,
+    FlatClipping,
+    GroupClipping,
+    HardThresholdClipping,
+    SlackClipping,
+)
 from ..mechanism import Mechanism
 from ..metrics import AbstractMetric
 from ..noise import IndependentGaussian
@@ -212,6 +219,11 @@ def _clipping_text(clipping: AbstractClipping, unit: str) -> str:
             how = (
                 f"{norm} clip norm {values['initial_norms']} at first, which follows quantile {values['quantile']} of the gradients' norms "
                 f"(learning rate {values['learning_rate']}, counts of noise multiplier {values['count_noise_multiplier']}); in units of the first"
+            )
+        case SlackClipping():
+            how = (
+                f"{norm} clip norm {values['initial_norm']} at first, which follows quantile {values['quantile']} of the gradients' norms "
+                f"(learning rate {values['learning_rate']}) by what shorter gradients leave unused, in {values['bins']} bins; in units of the first"
             )
         case HardThresholdClipping():
             how = f"gradients of {norm} norm above {values['threshold']} are left out, others multiplied by {values['norm']} / {values['threshold']}"

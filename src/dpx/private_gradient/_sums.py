@@ -31,7 +31,7 @@ def clipped(
     loss = watched(problem.loss, source)
     out = method.clipped_sum(loss, params, problem.examples, mask, labels, order, factors, **options)
     total = jax.tree.map(like, out.total, problem.trained)
-    rows = (out.norms, out.losses, out.aux)
+    rows: Any = (out.norms, out.losses, out.aux, out.bounds)
     if problem.size == 0:
         rows, mask = jax.tree.map(lambda x: x[:0], (rows, mask))
     return ClippedSum(total, *rows), mask

@@ -39,19 +39,20 @@ class Clip(eqx.Module):
     factors: Callable = eqx.field(static=True)
     order: int = eqx.field(static=True)
 
-    def weigh(self, found: "list[Bounded]") -> tuple[Array, Array, Array]:
-        """Norms, weights, and which examples are kept, from the norms of all leaves and bounds of what they add up."""
+    def weigh(self, found: "list[Bounded]") -> tuple[tuple[Array, Array], Array, Array]:
+        """Norms and bounds of them, weights, and which examples are kept, from the norms of all leaves and bounds of what they add up."""
         norms, safe = (grouped_norms(list(x), self.labels, self.order) for x in zip(*found, strict=True))
-        weights, keep = clip_weights(safe, self.real(safe.shape[0]), self.factors)
+        weights, keep, bounds = clip_weights(safe, self.real(safe.shape[0]), self.factors)
         # an example that is dropped is seen to be
-        return jnp.where(jnp.isfinite(safe), norms, safe), weights, keep
+        return (jnp.where(jnp.isfinite(safe), norms, safe), bounds), weights, keep
 
     def real(self, batch: int) -> Bool[Array, " batch"]:
         """Which examples are real."""
         return jnp.ones(batch, bool) if self.mask is None else self.mask
 
 
-Sums = tuple[list[Array], Float[Array, "batch groups"], Float[Array, " batch"], list[Array]]
+Norms = tuple[Float[Array, "batch groups"], Float[Array, "batch groups"]]
+Sums = tuple[list[Array], Norms, Float[Array, " batch"], list[Array]]
 
 
 def one_pass(
