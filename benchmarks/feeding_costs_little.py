@@ -59,7 +59,9 @@ def waiting(folder):
         begin = time.perf_counter()
         time.sleep(STEP)  # as a device does
         late.append(time.perf_counter() - begin - STEP)
-    print(f"  mean {1e3 * np.mean(waits):.2f} ms; a bare sleep beside it is late by {1e3 * np.mean(late):.2f} ms: other processes")
+    print(
+        f"  mean {1e3 * np.mean(waits):.2f} ms; a bare sleep beside it is late by {1e3 * np.mean(late):.2f} ms: other processes"
+    )
     return 100 * float(np.median(waits)) / STEP
 
 
