@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING, Any as _Any
 
 from . import (
     accounting as accounting,
+    data as data,
     gradients as gradients,
     metrics as metrics,
     optimizers as optimizers,

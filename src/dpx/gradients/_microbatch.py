@@ -27,13 +27,9 @@ def in_microbatches(
     batch = mask.shape[0]
     if size is None or size >= batch:
         return compute(examples, mask)
-    number = -(-batch // size)
-    # a sharded batch axis is cut so that every device keeps its own examples: no padding, no communication
     axis = batch_axis(examples)
     is_sharded = axis is not None
-    if is_sharded:
-        share = batch // axis_size(axis)
-        number = next((n for n in range(number, share) if share % n == 0), share)
+    number = microbatch_count(batch, size, axis_size(axis) if is_sharded else None)
     per = -(-batch // number)
     padding = per * number - batch
 
@@ -76,6 +72,19 @@ def in_microbatches(
     zero = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype, out_sharding=_sharding(v)), avals)
     total, rows = lax.scan(body, zero, (stacked, masks))
     return ClippedSum(total, *jax.tree.map(merge, rows))
+
+
+def microbatch_count(batch: int, size: int, devices: int | None) -> int:
+    """Into how many microbatches of at most `size` examples a batch is cut.
+
+    Over `devices`, all of a sharded batch's, it is cut so that every device keeps its own examples, without padding or communication: row `r` of a
+    device's share is in microbatch `r` modulo their number. Otherwise (None) examples in a row are together.
+    """
+    number = -(-batch // size)
+    if devices is None:
+        return number
+    share = batch // devices
+    return next((n for n in range(number, share) if share % n == 0), share)
 
 
 def _sharding(aval):

@@ -1,7 +1,7 @@
 """`PrivacyPlan`: sampling, clipping, noise and neighbours, and the arithmetic that binds them."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, get_args
 
@@ -12,9 +12,10 @@ from jaxtyping import PyTree
 from .. import accounting
 from .._checks import choice, instance, integer, probability
 from .._rounding_up import rounded_up
-from .._types import Batch, FilePath, Integer, RealScalarLike, Unchecked, Unit
+from .._types import FilePath, Integer, RealScalarLike, Unchecked, Unit
 from ..accounting import AccountantName, Adjacency, Neighbours
 from ..clipping import AbstractClipping, as_clipping
+from ..data import Batches, Data, gather_batches
 from ..gradients import AbstractGradientMethod
 from ..mechanism import Mechanism
 from ..metrics import AbstractMetric, check_metric, check_metrics
@@ -22,7 +23,7 @@ from ..noise import AbstractNoise, check_noise
 from ..private_gradient import PrivateGradient, PrivateSum, Stated, stated_of
 from ..problem import WithinUser
 from ..random import fresh_seed
-from ..sampling import AbstractSampler, check_seed, gather_batches
+from ..sampling import AbstractSampler, check_seed
 from . import _search
 from ._compatible import check_accountable, mechanism_of, protected_unit
 from ._facts import Facts, as_data, facts_of, milestones, versions
@@ -262,14 +263,14 @@ class PrivacyPlan(AbstractQuestions):
             **self._of_a_run(),
         )
 
-    def batches(
-        self, data: Batch, *, seed: Integer | None, start: Integer = 0
-    ) -> Iterator[tuple[tuple[PyTree, ...], np.ndarray]]:
-        """The run's batches from step `start` on: `(batch, mask)`, padded to one physical size so that a run compiles once.
+    def batches(self, data: Data, *, seed: Integer | None, start: Integer = 0) -> Batches[np.ndarray]:
+        """The run's batches from step `start` on, `(batch, mask)` in memory, padded to one physical size so that a run compiles once; with a `len`.
+
+        For data that take time to read, several devices or several processes, `dpx.data.feed` gives the same batches ahead, where they belong.
 
         **Arguments:**
 
-        - `data`: a tuple of PyTrees of arrays, or pandas tables, with `num_examples` rows each, which belong together by position.
+        - `data`: arrays or pandas tables in a tuple, which belong together by position, or whatever `dpx.data.as_source` takes.
         - `seed`: the secret of the sampling, up to 128 bits; None draws one from the operating system (which cannot be resumed, and is refused in a
             run of several processes, which must share one: `dpx.random.shared_seed()`).
         - `start`: the step to start from; the batches are those of a run that was never stopped.
