@@ -9,5 +9,6 @@ from ._fixed_size import FixedSizeSampler as FixedSizeSampler
 from ._min_sep import MinSepSampler as MinSepSampler
 from ._owners import bound_contributions as bound_contributions
 from ._poisson import PoissonSampler as PoissonSampler
+from ._resume import resume as resume, resume_state as resume_state
 from ._shuffle import ShuffleSampler as ShuffleSampler
 from ._users import UserSampler as UserSampler
