@@ -1,8 +1,10 @@
 """A run from data to release: the same step by any road, and the same end however often it is interrupted."""
 
+import io
 import json
 import os
 import signal
+import sys
 import warnings
 from typing import Any
 
@@ -17,7 +19,7 @@ import pytest
 
 import dpx
 from conftest import assert_trees_close, assert_trees_equal, make_model
-from dpx.training import DamagedRecord, _checkpoints, _compiled, _fingerprint, _microbatch, _record
+from dpx.training import Compiled, DamagedRecord, _checkpoints, _compiled, _fingerprint, _microbatch, _progress, _record
 
 ROWS, STEPS, SEED = 60, 12, 3 << 100
 DATA = (
@@ -173,6 +175,7 @@ def test_half_precision_keeps_its_dtypes():
     assert dtypes(result.model) == dtypes(model)
 
 
+@pytest.mark.slow
 def test_optimisers_are_told_the_noise():
     for optimizer in (dpx.optimizers.adam_bc(0.1), dpx.optimizers.scale_then_privatize(optax.adam(0.1))):
         plan = dpx.dp_sgd(ROWS, 8, 2, noise_multiplier=2.0)
@@ -205,9 +208,12 @@ CASES = {
     "banded, rebuilt": {"plan": BANDED, "rebuild_noise": True},
     "groups of steps": {"steps_per_call": 3},
 }
+SLOW = {"chacha", "banded", "groups of steps"}  # which compile programs that no other test needs
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, case in CASES.items()]
+)
 def test_an_interrupted_run_ends_bit_for_bit_like_a_whole_one(tmp_path, case):
     case = dict(case)
     options = {"key": case.pop("key")} if "key" in case else {}
@@ -527,6 +533,26 @@ def test_history_is_a_table(whole):
 # Memory
 
 
+def fake(size):
+    """A step, of which only what it would take of the memory is known."""
+    return Compiled(size, {"total": 10 + (100 if size is None else size)}, 1, "program", (), None)
+
+
+@pytest.mark.parametrize(("limit", "size"), [(110, None), (109, 50), (60, 50), (59, 25), (23, 13), (11, 1)])
+def test_of_all_microbatches_the_largest_that_fits_is_taken(limit, size):
+    tried = []
+    found = _microbatch.largest_that_fits(lambda s: tried.append(s) or fake(s), 100, f"fake {limit}", limit)
+    assert found.microbatch_size == size and len(tried) <= 5
+    again = _microbatch.largest_that_fits(lambda s: tried.append(s) or fake(s), 100, f"fake {limit}", limit)
+    assert again.microbatch_size == size and tried[-1] == size
+
+
+def test_what_never_fits_is_refused():
+    with pytest.raises(ValueError, match="does not fit into the device's memory even with one example"):
+        _microbatch.largest_that_fits(fake, 100, "never", 10)
+
+
+@pytest.mark.slow
 def test_the_largest_microbatch_that_fits_is_found_by_measuring(monkeypatch):
     plan = dpx.dp_sgd(ROWS, 32, 2, noise_multiplier=2.0)
     model = eqx.nn.Linear(64, 64, key=jr.key(0))
@@ -639,7 +665,11 @@ def test_nothing_is_published_of_a_run_without_privacy(tmp_path):
 # Devices
 
 
-@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto], ids=["explicit", "auto"])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(jax.sharding.AxisType.Explicit, marks=pytest.mark.slow), jax.sharding.AxisType.Auto],
+    ids=["explicit", "auto"],
+)
 def test_on_a_mesh_a_run_compiles_once_and_goes_on_elsewhere(tmp_path, kind):
     plan = BANDED
     single = fit(make_trainer(plan=plan))
@@ -661,3 +691,34 @@ def test_on_a_mesh_a_run_compiles_once_and_goes_on_elsewhere(tmp_path, kind):
     moved = fit(make_trainer(other, plan))
     assert_trees_close(eqx.filter(moved.model, eqx.is_inexact_array), eqx.filter(single.model, eqx.is_inexact_array))
     assert "on other devices" in moved.remarks[0]
+
+
+# What is shown
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("tool", ["rich", "tqdm"])
+def test_a_terminal_shows_released_numbers_and_epsilon(monkeypatch, tool):
+    if tool == "tqdm":
+        monkeypatch.setitem(sys.modules, "rich", None)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    bar = _progress.Progress(True, 0, 10, lambda step: 0.5)
+    bar.show(3, {"loss": 0.25, "histogram": [1.0, 2.0]})
+    bar.show(10, {"loss": 0.125})
+    bar.close()
+    shown = terminal.getvalue()
+    assert "10/10" in shown and "loss 0.125" in shown and "epsilon 0.5" in shown and "histogram" not in shown
+
+
+def test_without_a_terminal_nothing_is_shown(monkeypatch):
+    quiet = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", quiet)
+    bar = _progress.Progress(True, 0, 10, lambda step: 1 / 0)
+    bar.show(10, {"loss": 0.25})
+    bar.close()
+    assert not quiet.getvalue()

@@ -61,7 +61,8 @@ except ValueError as error:
 weights = np.asarray(jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(result.model.weight).addressable_data(0))
 out = result.publish(folder + "-release", delta=1e-5)
 name = hashlib.sha256(weights.tobytes()).hexdigest()
-print(json.dumps({"weights": name, "values": weights.tolist(), "remarks": result.remarks, "history": list(result.history), "steps": result.steps, "seen": len(seen)}))
+found = {"weights": name, "values": weights.tolist(), "remarks": result.remarks, "history": list(result.history)}
+print(json.dumps({**found, "steps": result.steps, "seen": len(seen)}))
 """
 
 
