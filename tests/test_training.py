@@ -19,6 +19,7 @@ import pytest
 
 import dpx
 from conftest import assert_trees_close, assert_trees_equal, make_model
+from dpx.sampling import _renewal
 from dpx.training import Compiled, DamagedRecord, _checkpoints, _compiled, _fingerprint, _microbatch, _progress, _record
 
 ROWS, STEPS, SEED = 60, 12, 3 << 100
@@ -234,6 +235,18 @@ def test_an_interrupted_run_ends_bit_for_bit_like_a_whole_one(tmp_path, case):
     assert any("noise" in name for name in one.arrays) == (
         case.get("plan") is not None and not case.get("rebuild_noise")
     )
+
+
+def test_min_sep_sampling_goes_on_without_a_replay(tmp_path, monkeypatch):
+    plan = make_plan(sampler=dpx.MinSepSampler(ROWS, 8, STEPS, 3), noise=dpx.IndependentGaussian(2.0))
+    whole = fit(make_trainer(plan=plan))
+    interrupted(make_trainer(tmp_path, plan), 9)
+    _renewal._memory.cache_clear()  # as in another process
+    drawn = []
+    real = _renewal._heads
+    monkeypatch.setattr(_renewal, "_heads", lambda *args: drawn.append(args) or real(*args))
+    assert_same_run(fit(make_trainer(tmp_path, plan)), whole)
+    assert len(drawn) == STEPS - 8
 
 
 def test_a_record_changes_no_bit_of_a_run(tmp_path, whole):

@@ -1,7 +1,7 @@
 """What callbacks get to see, and how they stop a run."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 
@@ -38,7 +38,7 @@ class StepInfo(eqx.Module):
         self.step = positive_int("StepInfo(step=...)", step)
         spent: Any = epsilon
         is_function = callable(spent) and not isinstance(spent, type | eqx.Module)
-        self._epsilon = spent if is_function else at_least_zero("StepInfo(epsilon=...)", spent)
+        self._epsilon = spent if is_function else at_least_zero("StepInfo(epsilon=...)", cast(Any, spent))
         self.seconds = real_number("StepInfo(seconds=...)", seconds)
         if not isinstance(metrics, Mapping):
             raise ValueError(f"`StepInfo(metrics=...)` must be numbers by name; got {described(metrics)}.")
@@ -48,8 +48,7 @@ class StepInfo(eqx.Module):
     @property
     def epsilon(self) -> float:
         """What the steps so far have spent. That a run may be stopped by looking at it costs more: see `Stop`."""
-        found: Any = self._epsilon
-        return float(found()) if callable(found) else found
+        return float(cast(Any, self._epsilon)()) if callable(self._epsilon) else cast(Any, self._epsilon)
 
 
 class Stop(eqx.Module):

@@ -6,6 +6,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..data import Batches, feed, gather_batches
 from ..plan import PrivacyPlan
+from ..sampling import resume_state
+
+_REMEMBERED = 6
 
 
 def batches_of(
@@ -16,6 +19,9 @@ def batches_of(
     For one device they stay in memory: the program that takes them moves them there more quickly than one array at a time would get there. On several
     devices rows are dealt so that all skip the same padding, which takes the microbatch size.
     """
+    if resume_state(plan.sampler, seed, start):
+        # it remembers a few batches behind those that it has drawn, for a record
+        prefetch = min(prefetch, _REMEMBERED)
     if sharding is None:
         return gather_batches(plan.sampler, data, seed=seed, start=start, prefetch=prefetch)
     # along the batch's axis

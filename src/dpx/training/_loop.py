@@ -26,7 +26,7 @@ from ._options import Options
 from ._processes import digest, from_first, is_first, raise_together, text_from_first
 from ._progress import Progress
 from ._result import TrainResult, ended
-from ._saved import Snapshot, record_of
+from ._saved import Snapshot, record_of, sampler_arrays
 from ._signals import Signals
 from ._state import TrainState, mesh_of
 
@@ -302,6 +302,7 @@ class Loop:
             self.spread_at, wait = step, True
         error = None
         if self.folder is not None:
+            snapshot.arrays |= sampler_arrays(self.trainer.plan.sampler, int(meta["seed"]), step)
             try:
                 self.folder.save(step, lambda: record_of(snapshot, step, meta), wait=wait)
             except Exception as found:

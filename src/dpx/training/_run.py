@@ -19,7 +19,7 @@ from ._options import Options, options_of
 from ._processes import check_same, from_first, is_first, raise_together
 from ._record import Record, read
 from ._result import TrainResult
-from ._saved import key_impl, key_of, recorder_of, state_of
+from ._saved import key_impl, key_of, recorder_of, resume_sampler, state_of
 from ._signals import Signals
 from ._state import TrainState, mesh_of
 
@@ -103,6 +103,7 @@ def _begun(
     assert path is not None
     state = state_of(record, path, like, trainer)
     _check_agreement(meta, state)
+    resume_sampler(trainer.plan.sampler, int(meta["seed"]), record)
     meta["rebuild_noise"] = trainer.checkpoint is not None and trainer.checkpoint.rebuild_noise
     return Loop(trainer, state, recorder_of(record), meta, options, folder)
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Key, PyTree
 from .._tree import path_str
 from ..private_gradient import rebuilt_noise
 from ..random import key_of_words, key_words
+from ..sampling import AbstractSampler, resume, resume_state
 from . import _orbax
 from ._history import Recorder
 from ._record import Record, named_arrays, restored
@@ -21,7 +22,7 @@ from ._state import TrainState
 if TYPE_CHECKING:
     from ._trainer import Trainer
 
-_STATE, _HISTORY = "state", "history/"
+_STATE, _HISTORY, _SAMPLER = "state", "history/", "sampler/"
 _KEY = f"{_STATE}.private.key_data"
 
 _MSG_NOT_FINITE = (
@@ -82,6 +83,21 @@ def record_of(snapshot: Snapshot, step: int, meta: Mapping[str, Any]) -> Record:
 def key_of(record: Record) -> Key[Array, ""]:
     """The key of the run's noise."""
     return key_of_words(jnp.asarray(record.arrays[_KEY]), record.meta["key_impl"])
+
+
+def sampler_arrays(sampler: AbstractSampler, seed: int, step: int) -> dict[str, np.ndarray]:
+    """What a sampler needs to go on without drawing all batches of the run again; nothing, for those that draw a batch by its number."""
+    if step == sampler.steps:
+        return {}
+    return {f"{_SAMPLER}{name}": np.asarray(value) for name, value in resume_state(sampler, seed, step).items()}
+
+
+def resume_sampler(sampler: AbstractSampler, seed: int, record: Record) -> None:
+    """Gives a sampler what `sampler_arrays` took from it."""
+    arrays = record.arrays.items()
+    found = {name.removeprefix(_SAMPLER): value for name, value in arrays if name.startswith(_SAMPLER)}
+    if found:
+        resume(sampler, seed, record.meta["step"], found)
 
 
 def key_impl(state: TrainState) -> str:
