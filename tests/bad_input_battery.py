@@ -651,7 +651,7 @@ NOT_TYPED = """
     Explanation PrivateGradientState Result Sensitive Participation LedgerEntry ExponentialAverage TailAverage ScaleThenPrivatize SlackClippingState
     check_accountant check_adjacency loss_distribution rough_epsilon is_monte_carlo largest_integer least_feasible
     rough_distribution rough_renyi_epsilon least_renyi_epsilon check_delta deltas
-    check_metric check_metrics described is_tracing wide_dtype
+    check_metric check_metrics described is_tracing microbatch_count wide_dtype
     Domain LossDistribution LossPmf check_seed generator loss_rule multiply near_root with_side_queries
     Accountable Release attained_discrete_gaussian attained_epsilon check_bracket ghost_check ghost_rule chacha_key fresh_seed check_key
     key_words key_of_words draw laplace_from_words laplace_like normal_from_words shared_key shared_seed comparison explanation unreached_leaves
