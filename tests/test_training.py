@@ -250,7 +250,12 @@ def test_min_sep_sampling_goes_on_without_a_replay(tmp_path, monkeypatch):
 
 
 def test_a_record_changes_no_bit_of_a_run(tmp_path, whole):
-    assert_same_run(fit(make_trainer(tmp_path, every=1)), whole)
+    trainer = make_trainer(tmp_path, every=1)
+    assert_same_run(fit(trainer), whole)
+    # a run that has ended is the same when it is asked for again, and no other data's
+    assert_same_run(fit(trainer), whole)
+    with pytest.raises(ValueError, match="must have `num_examples` = 60 rows"):
+        trainer.fit(MODEL, tuple(x[:-1] for x in DATA), progress=False)
 
 
 def test_fresh_secrets_are_kept(tmp_path):

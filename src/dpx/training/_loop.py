@@ -90,9 +90,11 @@ class Loop:
 
     def run(self, data: Any, signals: Signals) -> None:
         """Takes the steps that are left."""
-        if self.stopped is not None or self.step >= self.options.horizon:
-            return
         trainer, options = self.trainer, self.options
+        if self.stopped is not None or self.step >= self.options.horizon:
+            # of other data this would be the result of a run that never was
+            batches_of(trainer.plan, data, int(self.meta["seed"]), self.step, None, None, 0).close()
+            return
         self.meta["horizon"] = options.horizon
         batches = self._batches(data)
         shown = options.progress and is_first()
