@@ -77,13 +77,13 @@ from .strategies import (
 __version__ = _version("dpx")
 
 if _TYPE_CHECKING:
-    from . import testing as testing
+    from . import auditing as auditing, testing as testing
 
 
 def __getattr__(name: str) -> _Any:
-    """`dpx.testing`, which runs that check nothing need not import."""
-    if name == "testing":
+    """`dpx.auditing` and `dpx.testing`, which runs that check nothing need not import."""
+    if name in ("auditing", "testing"):
         import importlib
 
-        return importlib.import_module("dpx.testing")
+        return importlib.import_module(f"dpx.{name}")
     raise AttributeError(f"module 'dpx' has no attribute {name!r}")

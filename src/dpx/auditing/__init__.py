@@ -1,0 +1,38 @@
+"""Attacks on training, and what they prove: lower bounds on epsilon, each with its condition, and assertions for tests.
+
+A bound from below says what was found. That nothing was found says no more than the audit's power.
+"""
+
+from ._attack_report import AttackReport as AttackReport, RateReport as RateReport, attack_report as attack_report
+from ._binomial import (
+    clopper_pearson_lower as clopper_pearson_lower,
+    clopper_pearson_upper as clopper_pearson_upper,
+    equal_local_level as equal_local_level,
+)
+from ._coins import Coins as Coins, flip_coins as flip_coins
+from ._exposure import (
+    credible_epsilon as credible_epsilon,
+    exposure as exposure,
+    hits_lower_bound as hits_lower_bound,
+    secrets_lower_bound as secrets_lower_bound,
+)
+from ._gaussian import (
+    auc_ceiling as auc_ceiling,
+    gaussian_delta as gaussian_delta,
+    gaussian_epsilon as gaussian_epsilon,
+    two_gaussians_epsilon as two_gaussians_epsilon,
+)
+from ._lower_bound import LowerBound as LowerBound
+from ._one_run import (
+    is_refuted as is_refuted,
+    one_run as one_run,
+    one_run_curve_p_value as one_run_curve_p_value,
+    one_run_mu as one_run_mu,
+    one_run_p_value as one_run_p_value,
+)
+from ._sequential import SequentialTest as SequentialTest, sequential_test as sequential_test
+from ._thresholds import (
+    Threshold as Threshold,
+    epsilon_lower_bound as epsilon_lower_bound,
+    mu_lower_bound as mu_lower_bound,
+)
