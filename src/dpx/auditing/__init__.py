@@ -3,6 +3,7 @@
 A bound from below says what was found. That nothing was found says no more than the audit's power.
 """
 
+from ._assert_private import assert_private as assert_private
 from ._attack_report import AttackReport as AttackReport, RateReport as RateReport, attack_report as attack_report
 from ._binomial import (
     clopper_pearson_lower as clopper_pearson_lower,
@@ -30,7 +31,14 @@ from ._one_run import (
     one_run_mu as one_run_mu,
     one_run_p_value as one_run_p_value,
 )
+from ._report import (
+    AuditedLaw as AuditedLaw,
+    AuditReport as AuditReport,
+    Evidence as Evidence,
+    PrivacyAuditError as PrivacyAuditError,
+)
 from ._sequential import SequentialTest as SequentialTest, sequential_test as sequential_test
+from ._statistics import binomial_p_value as binomial_p_value, noise_draws_to_see as noise_draws_to_see
 from ._thresholds import (
     Threshold as Threshold,
     epsilon_lower_bound as epsilon_lower_bound,

@@ -97,7 +97,7 @@ def secrets_lower_bound(
     size = positive_int("secrets_lower_bound(alphabet=...)", alphabet)
     if v > n or size < 2:
         raise ValueError(
-            f"`secrets_lower_bound(secrets, correct, alphabet=...)`: at most one right guess a secret, of an alphabet of two; got {n}, {v} and {size}."
+            f"`secrets_lower_bound(secrets, correct, alphabet=...)`: one guess a secret, of two choices; got {n}, {v} and {size}."
         )
     alpha = failure("secrets_lower_bound(confidence=...)", confidence)
 
