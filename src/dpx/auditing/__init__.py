@@ -5,10 +5,18 @@ A bound from below says what was found. That nothing was found says no more than
 
 from ._assert_private import assert_private as assert_private
 from ._attack_report import AttackReport as AttackReport, RateReport as RateReport, attack_report as attack_report
+from ._audit_plan import audit_plan as audit_plan
 from ._binomial import (
     clopper_pearson_lower as clopper_pearson_lower,
     clopper_pearson_upper as clopper_pearson_upper,
     equal_local_level as equal_local_level,
+)
+from ._canaries import (
+    GradientCanaries as GradientCanaries,
+    InputCanaries as InputCanaries,
+    RandomDirections as RandomDirections,
+    gradient_canaries as gradient_canaries,
+    input_canaries as input_canaries,
 )
 from ._coins import Coins as Coins, flip_coins as flip_coins
 from ._exposure import (
@@ -23,6 +31,7 @@ from ._gaussian import (
     gaussian_epsilon as gaussian_epsilon,
     two_gaussians_epsilon as two_gaussians_epsilon,
 )
+from ._likelihood import log_likelihood_ratio as log_likelihood_ratio
 from ._lower_bound import LowerBound as LowerBound
 from ._one_run import (
     is_refuted as is_refuted,

@@ -44,30 +44,43 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
 
 def noncentral_t_bound(inside: np.ndarray, outside: np.ndarray, failure: float) -> float:
     r"""The largest $\mu$ that is refuted: $c$ times the $d$ with $P(t_{n_1 + n_0 - 2}(d) \ge t) = \alpha$; 0 if none is."""
-    from scipy import stats
-
     t, degrees, c = _statistic(inside, outside)
     if t is None or not t > 0:
         return 0.0
     if math.isinf(t):
         return math.inf
-    tail = lambda d: float(stats.nct.sf(t, degrees, d)) if d > 0 else float(stats.t.sf(t, degrees))
-    return c * largest_refuted(tail, failure, 1e9)
+    return c * largest_refuted(lambda d: _tail_of_t(t, degrees, d), failure, 1e18)
 
 
 def noncentral_t_p_value(inside: np.ndarray, outside: np.ndarray, mu: float) -> float:
     r"""$P(t(\mu / c) \ge t)$: how likely scores that far apart are if the mechanism is $\mu$-GDP."""
-    from scipy import stats
-
     t, degrees, c = _statistic(inside, outside)
     if t is None:
         return 1.0
     if math.isinf(t):
         return 0.0 if t > 0 else 1.0
-    p = float(stats.nct.sf(t, degrees, mu / c)) if mu > 0 else float(stats.t.sf(t, degrees))
-    if not math.isfinite(p):  # far in a tail, where the series of the noncentral t fails
-        p = float(stats.norm.sf((t * (1 - 1 / (4 * degrees)) - mu / c) / math.sqrt(1 + t**2 / (2 * degrees))))
-    return min(1.0, max(0.0, p))
+    return _tail_of_t(t, degrees, mu / c)
+
+
+_LARGE = 100.0  # beyond which the series of the noncentral t fail
+
+
+def _tail_of_t(t: float, degrees: int, d: float) -> float:
+    r"""$P(T \ge t)$ for noncentral $T = (Z + d) / \sqrt{V / n}$ of $n$ degrees of freedom."""
+    from scipy import special, stats
+
+    if d <= 0:
+        return float(stats.t.sf(t, degrees))
+    if abs(t) <= _LARGE and d <= _LARGE:
+        return min(1.0, max(0.0, float(stats.nct.sf(t, degrees, d))))
+    if t <= 0:
+        return 1.0
+    width = 1 / math.sqrt(2 * degrees)
+    if t * width > 500:  # Z is nothing beside t
+        return float(stats.chi2.cdf(degrees * min(d / t, 1e100) ** 2, degrees))
+    s = np.linspace(max(1e-12, 1 - 14 * width), 1 + 14 * width, 200_001)
+    log = stats.chi2.logpdf(degrees * s * s, degrees) + np.log(2 * degrees * s) + special.log_ndtr(d - t * s)
+    return min(1.0, float(np.trapezoid(np.exp(log), s)))
 
 
 def _statistic(inside: np.ndarray, outside: np.ndarray) -> tuple[float | None, int, float]:

@@ -24,40 +24,48 @@ class Probe(eqx.Module):
 
     **Arguments:**
 
-    - `loss`: the user's.
+    - `loss`: the user's; None where no row is one of theirs.
     - `filter_spec`: what is trained.
     - `has_aux`: whether the user's loss returns `(loss, aux)`; what is returned here is the loss alone.
-    - `arguments`: how many arguments an example has.
+    - `arguments`: how many arguments an example has; None if leaf and position are the last two.
     - `gain`: the value, if the rows do not have one of their own.
     """
 
-    loss: Callable[..., Any]
+    loss: Callable[..., Any] | None
     filter_spec: PyTree
     has_aux: bool = eqx.field(static=True)
-    arguments: int = eqx.field(static=True)
+    arguments: int | None = eqx.field(static=True)
     gain: float | None = eqx.field(static=True, default=None)
 
     def __call__(self, model: PyTree, *args: Any, key: Any = None) -> Any:
-        example, extra = args[: self.arguments], args[self.arguments :]
-        leaf, position = extra[:2]
+        number = len(args) - 2 if self.arguments is None else self.arguments
+        example, extra = args[:number], args[number:]
+        leaf, position = jnp.atleast_1d(extra[0]), jnp.atleast_1d(extra[1])
         gain = extra[2] if self.gain is None else jnp.float32(self.gain)
         params, static = eqx.partition(model, self.filter_spec)
-        is_real = leaf == REAL
+        forced = self._forced(params, leaf, position, gain)
+        if self.loss is None:
+            return forced
+        is_real = leaf[0] == REAL
         seen = jax.tree.map(lambda p: jnp.where(is_real, p, jax.lax.stop_gradient(p)), params)
-        kwargs = {"key": key} if takes_key(self.loss, self.arguments) else {}
+        kwargs = {"key": key} if takes_key(self.loss, number) else {}
         own = self.loss(eqx.combine(seen, static), *example, **kwargs)
         own = own[0] if self.has_aux else own
-        own = jnp.where(is_real, own, jnp.zeros((), own.dtype))
+        return jnp.where(is_real, own, jnp.zeros((), own.dtype)).astype(jnp.float32) + forced
+
+    def _forced(self, params: PyTree, leaf: Any, position: Any, gain: Any) -> Any:
         # float32, or what the parameters are: a gain of 1e4 is more than half precision adds up
         forced = jnp.zeros((), jnp.float32)
         for number, p in enumerate(jax.tree.leaves(params)):
             if p.size == 0:
                 continue
             wide = p.astype(jnp.float32).ravel()
-            at = jnp.clip(position, 0, p.size - 1)
-            forced = forced + jnp.where(leaf == number, gain * wide[at], 0.0)
-            forced = forced + jnp.where(leaf == EVERYTHING, gain * jnp.sum(wide), 0.0)
-        return own.astype(jnp.float32) + forced
+            for k in range(leaf.shape[0]):
+                # a selection, and not a product with zero, which keeps NaN
+                at = jnp.clip(position[k], 0, p.size - 1)
+                forced = forced + jnp.where(leaf[k] == number, gain * wide[at], 0.0)
+            forced = forced + jnp.where(leaf[0] == EVERYTHING, gain * jnp.sum(wide), 0.0)
+        return forced
 
 
 class _Keyless(eqx.Module):
@@ -88,12 +96,14 @@ class _Keyed(eqx.Module):
         return self.probe(model, *args, key=key)
 
 
-def probe_of(
-    loss: Callable[..., Any], arguments: int, filter_spec: Any, has_aux: bool, gain: float | None = None
-) -> Any:
-    """The probe of a loss that takes so many arguments beside the model."""
-    probe = Probe(loss, filter_spec, has_aux, arguments, gain)
-    return _Keyed(probe) if takes_key(loss, arguments) else _Keyless(probe)
+def keyed(probe: Probe, takes_key: bool) -> Any:
+    """The probe with the keyword `key` or without, as the loss in it takes one or none."""
+    return _Keyed(probe) if takes_key else _Keyless(probe)
+
+
+def probe_of(loss: Callable[..., Any], arguments: int, filter_spec: Any, has_aux: bool) -> Any:
+    """The probe, with a gain for each row, of a loss that takes so many arguments beside the model."""
+    return keyed(Probe(loss, filter_spec, has_aux, arguments), takes_key(loss, arguments))
 
 
 def rows_of(batch: tuple[Any, ...], number: int) -> tuple[Any, ...]:

@@ -1,0 +1,521 @@
+"""`audit_plan`: one run of a plan with canaries, seen by the adversary of differential privacy."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import PyTree
+
+from .. import accounting
+from .._checks import function, instance, positive_int, probability
+from .._types import Batch, Integer, RealScalarLike, Unchecked
+from ..accounting import TradeOffCurve
+from ..gradients import AbstractGradientMethod, Auto
+from ..plan import PrivacyPlan
+from ..private_gradient import PrivateGradient
+from ..problem import check_batch, takes_key, trainable
+from ..random import check_seed, fresh_seed
+from ._assert_private import decided
+from ._binomial import clopper_pearson_lower, clopper_pearson_upper
+from ._canaries import GradientCanaries, gradient_canaries
+from ._coins import Coins, flip_coins
+from ._gaussian import gaussian_epsilon, noncentral_t_bound, noncentral_t_p_value
+from ._inputs import pairs_of_guesses
+from ._likelihood import best_size, groups_of, linear_scores, run_scores
+from ._lower_bound import LowerBound
+from ._noise_laws import NoiseLaw, stated_noise
+from ._one_run import is_refuted, one_run, one_run_curve_p_value
+from ._probe import NOTHING, REAL, Probe, keyed
+from ._report import AuditReport, Evidence
+from ._sampling_laws import Found, units_of
+from ._shapes import why_not_gaussian
+
+_MOST_STEPS = 2_000
+_SPARE = 20_000  # parameters without a canary, whose scores are surely out
+
+_NORMAL = (
+    "the scores of Dirac canaries are independent and normal given the coins, as unsampled Gaussian noise makes them"
+)
+_FORM = "the run is a mechanism of the plan's form with another noise multiplier"
+_NO_LOSS = "no `batch` was given, so your loss was not called: what is audited is clipping, noise, sampling and accounting (see `assert_private`)"
+
+
+class Run(NamedTuple):
+    """What an attacker sees of a run, and what is known of it.
+
+    **Arguments:**
+
+    - `x`: the canaries' numbers in the noisy sums, `(steps, canaries, coordinates)`, the other rows' subtracted.
+    - `spare`: those of parameters without a canary, `(steps, parameters)`.
+    - `taken`: whose row was in which batch, `(steps, canaries)`.
+    - `shifts`: how far a canary moves the sum, `(canaries, coordinates)`.
+    """
+
+    x: np.ndarray
+    spare: np.ndarray
+    taken: np.ndarray
+    shifts: np.ndarray
+
+
+def audit_plan(
+    plan: PrivacyPlan,
+    loss: Callable[..., Any],
+    model: PyTree,
+    *,
+    canaries: Integer = 1000,
+    confidence: RealScalarLike = 0.95,
+    seed: Integer | None = None,
+    steps: Integer | None = None,
+    delta: RealScalarLike | None = None,
+    batch: Unchecked[Batch | None] = None,
+    method: AbstractGradientMethod = Auto(),
+    filter_spec: PyTree = eqx.is_inexact_array,
+) -> AuditReport:
+    r"""Attacks ONE run of a plan, as its strongest adversary does, and reports what that proves: lower bounds beside the stated epsilon.
+
+    Each canary has a gradient in a parameter of its own, and is in by a fair coin. The attacker sees every noisy gradient, knows all other rows, and
+    scores each canary by its likelihood ratio. From the scores follow
+
+    - by the noncentral t distribution, a bound that is nearly tight, for Gaussian noise without amplification by sampling;
+    - by guesses of the coins, a bound on epsilon, and the p-value of the plan's own trade-off curve, for every plan.
+
+    ```python
+    report = dpx.auditing.audit_plan(plan, loss, model, canaries=200, seed=0)
+    print(report.summary())
+    ```
+
+    !!! success "Guarantee"
+
+        Each bound is above the truth with probability `1 - confidence` at most, over coins, noise and sampling; the report fails a sound plan with
+        that probability at most.
+
+    It is for a report. To find faults use `assert_private`, whose tests see a hundred times less of a difference.
+
+    **Arguments:**
+
+    - `plan`: the plan, calibrated.
+    - `loss`: your loss; called on the rows of `batch`, if there are any.
+    - `model`: your model, or a small one of the same make.
+    - `canaries`: how many (fewer, with a note, where the model has fewer parameters or the plan fewer units).
+    - `confidence`: of each bound.
+    - `seed`: makes the audit reproducible; by default from the operating system.
+    - `steps`: the first so many steps of the plan; by default all, up to 2,000.
+    - `delta`: at which epsilon is stated; by default 1e-5, or a tenth over the number of units.
+    - `batch`: rows of yours that are in every batch beside the canaries.
+    - `method`, `filter_spec`: as for `plan.private_gradient`.
+
+    **Returns:** an `AuditReport` with `.epsilon`, `.bounds`, `.p_value`, `.power` and `.plot(path)`.
+    """
+    name = "audit_plan"
+    instance(f"{name}(plan=...)", plan, PrivacyPlan, "dpx.dp_sgd(...)")
+    function(f"{name}(loss=...)", loss, "loss(model, *example)")
+    wanted = positive_int(f"{name}(canaries=...)", canaries)
+    confidence = probability(f"{name}(confidence=...)", confidence)
+    seed = fresh_seed() if seed is None else check_seed(f"{name}(seed=...)", seed)
+    length = plan.steps if steps is None else positive_int(f"{name}(steps=...)", steps)
+    if length > plan.steps:
+        raise ValueError(f"`{name}(steps={length})` is past the plan's end, {plan.steps}.")
+    notes: list[str] = []
+    if steps is None and length > _MOST_STEPS:
+        length = _MOST_STEPS
+        notes.append(f"the first {length} of {plan.steps} steps; what is stated is for these")
+    units = plan.sampler.num_examples
+    delta = min(1e-5, 0.1 / units) if delta is None else probability(f"{name}(delta=...)", delta)
+    title = f"white-box audit of one run of {length} steps"
+    if not plan.mechanism.is_private:
+        found = Found(
+            "P0", "contributions are bounded and hidden by noise", "`NoClipping`: epsilon is infinite", holds=False
+        )
+        return decided(title, [found], 1 - confidence)
+    options = {"method": method, "filter_spec": filter_spec}
+    number, surely = _numbers(plan, model, wanted, filter_spec, notes)
+    chosen = gradient_canaries(model, number + surely, filter_spec=filter_spec, seed=seed, clipping=plan.clipping)
+    coins = flip_coins(number, seed=seed)
+    included = np.concatenate([coins.included, np.ones(surely, bool)])
+    rows = None if batch is None else check_batch(batch)[0]
+    if rows is None:
+        notes.append(_NO_LOSS)
+    elif plan.clipping.side_noise_multipliers:
+        raise ValueError(
+            f"`{name}(batch=...)`: what rows contribute under `{type(plan.clipping).__name__}` depends on the steps before; leave `batch` out."
+        )
+    law = stated_noise(plan.mechanism, length)
+    if law is None:
+        raise ValueError(
+            f"`{name}`: the strategy's matrix is too large to be written down. Audit a shorter plan of the same kind."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = _run(plan, loss if rows is not None else None, model, rows, chosen, included, length, seed, options)
+        claim = _Claim.of(plan, length, delta)
+    title += f" with {number} Dirac canaries"
+    return _reported(plan, title, run, coins, law, claim, confidence, notes, seed)
+
+
+class _Claim(NamedTuple):
+    """What the plan states about the steps that are audited."""
+
+    epsilon: float
+    delta: float
+    curve: TradeOffCurve
+    event: Any
+
+    @classmethod
+    def of(cls, plan: PrivacyPlan, steps: int, delta: float) -> "_Claim":
+        event = plan.event_after(steps)
+        curve = plan.trade_off() if steps == plan.steps else _curve(plan, event)
+        return cls(plan.epsilon(delta, steps), delta, curve, event)
+
+
+def _curve(plan: PrivacyPlan, event: Any) -> TradeOffCurve:
+    by = "rdp" if plan.noise.is_integer else "pld"
+    top = accounting.epsilon(event, 1e-9, adjacency=plan.adjacency, accountant=by)
+    epsilons = np.linspace(0.0, min(top, 50.0), 101)
+    return TradeOffCurve(epsilons, accounting.deltas(event, epsilons, plan.adjacency, by))
+
+
+def _numbers(plan: PrivacyPlan, model: PyTree, wanted: int, filter_spec: PyTree, notes: list[str]) -> tuple[int, int]:
+    """How many canaries have coins, and how many more are surely in.
+
+    Normal scores need no coins: half of the canaries are out, and parameters without one are as good as those. So where scores are normal as many
+    more
+    are in as would be out, if there is room.
+    """
+    params, _ = trainable(model, filter_spec)
+    labels = plan.clipping.labels(params)
+    sizes = [x.size for x in jax.tree.leaves(params)]
+    room = max(sum(n for n, g in zip(sizes, labels, strict=True) if g == group) for group in set(labels))
+    units = plan.sampler.num_examples
+    number = min(wanted, room, units)
+    if number < wanted:
+        why = "units of the plan" if number == units else "parameters, one for each"
+        notes.append(f"{number} canaries, as many as there are {why}")
+    surely = 0 if why_not_gaussian(plan) else min(number // 2, (room - number) // 2, units - number)
+    return number, max(0, surely)
+
+
+# The run
+
+
+def _run(
+    plan: PrivacyPlan, loss: Any, model: PyTree, rows: Any, canaries: GradientCanaries, included: np.ndarray, steps: int, seed: int,
+    options: dict[str, Any],
+) -> Run:  # fmt: skip
+    number, sampler = canaries.number, plan.sampler
+    rng = np.random.default_rng([seed, 0xA1])
+    units = rng.choice(sampler.num_examples, number, replace=False)
+    place = np.full(sampler.num_examples, -1)
+    place[units] = np.arange(number)
+    params, _ = trainable(model, options["filter_spec"])
+    groups = max(plan.clipping.labels(params)) + 1
+    size, contributions = best_size(plan.clipping, plan.clipping.init(params), groups)
+    shifts = contributions[groups_of(plan, params, canaries.leaf)].reshape(number, -1)
+    probe = keyed(
+        Probe(loss, options["filter_spec"], False, None if loss else 0, size),
+        loss is not None and takes_key(loss, len(rows)),
+    )
+    gradient = plan.private_gradient(probe, **options)
+    secret = int(rng.integers(2**62))
+    sets = [place[units_of(sampler, sampler.indices(secret, t))] for t in range(steps)]
+    sets = [np.unique(s[s >= 0], return_counts=False) if _is_distinct(sampler) else s[s >= 0] for s in sets]
+    own = 0 if rows is None else len(jax.tree.leaves(rows)[0])
+    width = own + max(1, max(len(s) for s in sets))
+    state = gradient.init(model, key=jr.key(int(rng.integers(2**32))))
+    spare_leaf, spare_position = _spare(params, canaries, rng)
+    others = _others(gradient, model, rows, canaries, own)
+    labels = np.asarray(plan.clipping.labels(params))
+    x, spare = np.zeros((steps, *shifts.shape)), np.zeros((steps, len(spare_leaf)))
+    taken = np.zeros((steps, number), bool)
+    for t, members in enumerate(sets):
+        taken[t, members] = True
+        data, mask = _batch(rows, canaries, included, members, own, width, plan.unit == "user")
+        grads, new, _ = gradient(model, data, state, mask=mask)
+        rescale = plan.clipping.rescale(state.clipping)
+        by = np.ones(groups) if rescale is None else np.asarray(rescale, np.float64)
+        flat = [np.asarray(g, np.float64).ravel() * plan.sampler.batch_size for g in jax.tree.leaves(grads)]
+        flat = [g / by[labels[i]] - others[i] / by[labels[i]] for i, g in enumerate(flat)]
+        pick = lambda leaf, position, flat=flat: _picked(flat, leaf, position)
+        x[t] = pick(canaries.leaf, canaries.position).reshape(shifts.shape)
+        spare[t] = pick(spare_leaf, spare_position)
+        state = new
+    return Run(x, spare, taken, shifts)
+
+
+def _is_distinct(sampler: Any) -> bool:
+    return not getattr(getattr(sampler, "base", sampler), "replace", False)
+
+
+def _picked(flat: list[np.ndarray], leaf: np.ndarray, position: np.ndarray) -> np.ndarray:
+    found = np.zeros(leaf.shape)
+    for number, values in enumerate(flat):
+        here = leaf == number
+        if here.any():
+            found[here] = values[position[here]]
+    return found
+
+
+def _spare(params: PyTree, canaries: GradientCanaries, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Parameters in which no canary is, of the leaves in which some are."""
+    leaves, positions = [], []
+    sizes = [x.size for x in jax.tree.leaves(params)]
+    for number in np.unique(canaries.leaf):
+        used = canaries.position[canaries.leaf == number]
+        free = np.setdiff1d(np.arange(sizes[number]), used)
+        leaves.append(np.full(len(free), number))
+        positions.append(free)
+    leaf, position = np.concatenate(leaves), np.concatenate(positions)
+    if len(leaf) > _SPARE:
+        keep = rng.choice(len(leaf), _SPARE, replace=False)
+        leaf, position = leaf[keep], position[keep]
+    return leaf, position
+
+
+def _others(
+    gradient: PrivateGradient, model: PyTree, rows: Any, canaries: GradientCanaries, own: int
+) -> list[np.ndarray]:
+    """What the user's own rows contribute in every step."""
+    leaves = jax.tree.leaves(eqx.filter(model, gradient.filter_spec))
+    if rows is None:
+        return [np.zeros(1)] * len(leaves)
+    shape = (own, *canaries.leaf.shape[1:])
+    if gradient.unit == "user":
+        examples = jax.tree.leaves(rows)[0].shape[1]
+        shape = (own, examples, *canaries.leaf.shape[1:])
+    total = gradient.clipped_sum(model, (*rows, np.full(shape, REAL, np.int32), np.zeros(shape, np.int32))).reveal()
+    return [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(total)]
+
+
+def _batch(
+    rows: Any,
+    canaries: GradientCanaries,
+    included: np.ndarray,
+    members: np.ndarray,
+    own: int,
+    width: int,
+    is_user: bool,
+) -> tuple[tuple[Any, ...], Any]:
+    """A batch of one size: the user's rows, the canaries of it (those that are out as rows without a gradient), and padding."""
+    count = len(members)
+    leaf = np.full((width, *canaries.leaf.shape[1:]), NOTHING, np.int32)
+    position = np.zeros_like(leaf)
+    leaf[:own] = REAL
+    out = (slice(None), *(None,) * (canaries.leaf.ndim - 1))
+    leaf[own : own + count] = np.where(included[members][out], canaries.leaf[members], NOTHING)
+    position[own : own + count] = canaries.position[members]
+    mask = np.arange(width) < own + count
+    examples = 1
+    data: tuple[Any, ...] = ()
+    if rows is not None:
+        take = np.arange(width) % own
+        data = jax.tree.map(lambda x: np.asarray(x)[take], rows)
+        if is_user:
+            examples = jax.tree.leaves(rows)[0].shape[1]
+    if is_user:
+        spread = lambda c: np.repeat(c[:, None], examples, axis=1)
+        leaf, position, mask = spread(leaf), spread(position), spread(mask)
+    return (*data, leaf, position), jnp.asarray(mask)
+
+
+# What it proves
+
+
+def _reported(
+    plan: PrivacyPlan, title: str, run: Run, coins: Coins, law: NoiseLaw, claim: _Claim, confidence: float, notes: list[str], seed: int
+) -> AuditReport:  # fmt: skip
+    alpha = 1 - confidence
+    common: dict[str, Any] = {"epsilon": claim.epsilon, "delta": claim.delta}
+    if not (np.isfinite(run.x).all() and np.isfinite(run.spare).all()):
+        found = Found("E0", "gradients are finite", "numbers that are not finite", holds=False)
+        report = decided(title, [found], alpha, notes)
+        return AuditReport(report.title, report.laws, alpha, notes=tuple(notes), **common)
+    number = coins.number
+    flipped = run._replace(x=run.x[:, :number], shifts=run.shifts[:number], taken=run.taken[:, :number])
+    scores = run_scores(plan, flipped.x, flipped.shifts, flipped.taken, law)
+    pairs = _guesses(number)
+    by_guesses = one_run(
+        coins, scores, guesses=pairs, delta=claim.delta, epsilon=min(claim.epsilon, 500.0), confidence=confidence
+    )
+    p_value = _curve_p_value(coins, scores, pairs, claim.curve)
+    bounds = {"one run, by guesses": by_guesses}
+    found = [Found("E1", "epsilon is at least what guesses prove", str(by_guesses.value), p_value=by_guesses.p_value)]
+    found.append(
+        Found("E2", "the plan's own trade-off curve allows so many right guesses", f"{_best(coins, scores, pairs)}", p_value=p_value,
+              power=lambda a: _power_of_guesses(plan, flipped, law, claim, a, pairs, seed))
+    )  # fmt: skip
+    why_not = why_not_gaussian(plan)
+    if not why_not and law.kind == "gaussian":
+        bound, p, power = _by_t(run, coins, law, claim, alpha)
+        bounds["Gaussian scores"] = bound
+        found.append(
+            Found(
+                "E3",
+                "scores of canaries are no further apart than the plan allows",
+                f"epsilon >= {bound.value:.4g}",
+                p_value=p,
+                power=power,
+            )
+        )
+        curve = one_run(coins, scores, guesses=pairs, curve=claim.curve, confidence=confidence)
+        value = gaussian_epsilon(curve.value, claim.delta)
+        words = f"{curve.assumption}, and the run is a Gaussian mechanism"
+        top = gaussian_epsilon(curve.ceiling, claim.delta)
+        bounds["one run, by a Gaussian curve"] = LowerBound(
+            "epsilon", value, confidence, top, words, p_value, claim.delta
+        )
+    else:
+        notes = [*notes, f"no bound by normal scores: {why_not or 'the noise is not Gaussian'}"]
+        bound = _same_form(plan, coins, scores, pairs, claim, alpha)
+        if bound is not None:
+            bounds["one run, by plans of this form"] = bound
+    report = decided(title, found, alpha, notes)
+    evidence = _evidence(coins, scores, claim.curve, alpha)
+    return AuditReport(
+        report.title, report.laws, alpha, bounds, p_value=p_value, notes=tuple(notes), evidence=evidence, **common
+    )
+
+
+def _guesses(number: int) -> tuple[tuple[int, int], ...]:
+    """Numbers of guesses, fixed beforehand: of the highest scores alone, and of the lowest as well."""
+    sizes = sorted({max(1, number // k) for k in (50, 20, 10, 4)})
+    pairs = {(k, j) for k in sizes for j in (0, k) if k + j <= number}
+    return pairs_of_guesses("audit_plan", tuple(sorted(pairs)), number)
+
+
+def _right(coins: Coins, scores: np.ndarray, k_in: int, k_out: int) -> int:
+    order = np.argsort(scores, kind="stable")
+    inside = coins.included[order[len(order) - k_in :]]
+    return int(inside.sum()) + int((~coins.included[order[:k_out]]).sum())
+
+
+def _best(coins: Coins, scores: np.ndarray, pairs: tuple[tuple[int, int], ...]) -> str:
+    texts = [f"{_right(coins, scores, *pair)} of {sum(pair)}" for pair in pairs]
+    return "right guesses " + ", ".join(texts)
+
+
+def _curve_p_value(coins: Coins, scores: np.ndarray, pairs: tuple[tuple[int, int], ...], curve: TradeOffCurve) -> float:
+    p = [one_run_curve_p_value(coins.number, sum(pair), _right(coins, scores, *pair), curve=curve) for pair in pairs]
+    return min(1.0, len(pairs) * min(p))
+
+
+def _by_t(
+    run: Run, coins: Coins, law: NoiseLaw, claim: _Claim, alpha: float
+) -> tuple[LowerBound, float, Callable[[float], str]]:
+    normal, mu = linear_scores(run.x, run.shifts, run.taken, law)
+    used = mu > 0
+    # scores of parameters without a canary, along the participations of one that has one, are of canaries that are out
+    pattern = run.taken[:, [int(np.argmax(mu))]]
+    free = linear_scores(
+        run.spare[:, :, None], np.ones((run.spare.shape[1], 1)), np.repeat(pattern, run.spare.shape[1], 1), law
+    )[0]
+    included = np.concatenate([coins.included, np.ones(len(used) - coins.number, bool)])
+    inside, outside = normal[included & used], np.concatenate([normal[~included & used], free])
+    stated = _stated_mu(claim)
+    if len(inside) < 1 or len(inside) + len(outside) < 3 or len(outside) < 1:
+        return LowerBound("epsilon", 0.0, 1 - alpha, math.inf, _NORMAL, 1.0, claim.delta), 1.0, lambda a: "nothing"
+    value = noncentral_t_bound(inside, outside, alpha)
+    p = noncentral_t_p_value(inside, outside, stated)
+    epsilon = gaussian_epsilon(value, claim.delta)
+    width = math.sqrt(1 / len(inside) + 1 / len(outside))
+    bound = LowerBound("epsilon", epsilon, 1 - alpha, math.inf, _NORMAL, p, claim.delta)
+
+    def power(level: float) -> str:
+        from scipy import special
+
+        z = lambda a: -float(special.ndtri(a))
+        expected = gaussian_epsilon(max(0.0, stated - z(alpha) * width), claim.delta)
+        ratio = stated / (stated + (z(level) + z(0.01)) * width)
+        return f"noise {ratio:.3g} times the stated; expects epsilon >= {expected:.3g} if the plan is tight"
+
+    return bound, p, power
+
+
+def _stated_mu(claim: _Claim) -> float:
+    """Of an event that is a Gaussian mechanism."""
+    import dp_accounting as da
+
+    def precision(event: Any) -> float:
+        if isinstance(event, da.SelfComposedDpEvent):
+            return event.count * precision(event.event)
+        if isinstance(event, da.ComposedDpEvent):
+            return sum(map(precision, event.events))
+        return float(event.noise_multiplier) ** -2
+
+    return math.sqrt(precision(claim.event))
+
+
+def _same_form(
+    plan: PrivacyPlan, coins: Coins, scores: np.ndarray, pairs: tuple[tuple[int, int], ...], claim: _Claim, alpha: float
+) -> LowerBound | None:
+    """The epsilon of the same plan with the least noise multiplier that is refuted: more noise promises more, and is refuted sooner."""
+    if accounting.is_monte_carlo(claim.event):
+        return None
+    right = [(sum(pair), _right(coins, scores, *pair)) for pair in pairs]
+
+    def refuted(multiplier: float) -> tuple[bool, Any]:
+        try:
+            other = plan.with_noise_multiplier(multiplier)
+            curve = other.trade_off()
+        except ValueError:
+            return False, None
+        return any(is_refuted(coins.number, r, v, curve=curve, failure=alpha / len(pairs)) for r, v in right), other
+
+    low, high = plan.noise_multiplier, 32 * plan.noise_multiplier  # of a run without noise, `low` is refuted too
+    found = None
+    if not refuted(high)[0]:
+        return LowerBound("epsilon", 0.0, 1 - alpha, claim.epsilon, _FORM, None, claim.delta)
+    for _ in range(6):
+        middle = math.sqrt(low * high)
+        is_bad, other = refuted(middle)
+        if is_bad:
+            high, found = middle, other
+        else:
+            low = middle
+    found = found or plan.with_noise_multiplier(high)
+    return LowerBound("epsilon", float(found.epsilon(claim.delta)), 1 - alpha, math.inf, _FORM, None, claim.delta)
+
+
+def _power_of_guesses(
+    plan: PrivacyPlan,
+    run: Run,
+    law: NoiseLaw,
+    claim: _Claim,
+    level: float,
+    pairs: tuple[tuple[int, int], ...],
+    seed: int,
+) -> str:
+    """Whether guesses would have seen half of the noise, or none, in one simulated run each."""
+    rng = np.random.default_rng([seed, 0x51])
+    coins = flip_coins(run.x.shape[1], seed=int(rng.integers(2**62)))
+    seen = []
+    for ratio, name in ((0.5, "half of the noise"), (0.0, "no noise")):
+        noise = rng.normal(size=run.x.shape) if law.kind != "laplace" else rng.laplace(size=run.x.shape)
+        if law.matrix is not None:
+            noise = np.linalg.solve(law.matrix, noise.reshape(len(law.matrix), -1)).reshape(noise.shape)
+        signal = (run.taken & coins.included)[:, :, None] * run.shifts
+        scores = run_scores(plan, signal + ratio * law.scale * noise, run.shifts, run.taken, law)
+        p = _curve_p_value(coins, scores, pairs, claim.curve)
+        seen.append(f"{name}: {'seen' if p < level else 'NOT seen'} (p {p:.2g})")
+    return "; ".join(seen)
+
+
+def _evidence(coins: Coins, scores: np.ndarray, curve: TradeOffCurve, alpha: float) -> Evidence:
+    """Operating points at a few thresholds, with intervals of each rate for a picture."""
+    inside, outside = scores[coins.included], scores[~coins.included]
+    rates = np.concatenate([np.logspace(-5, -0.3, 60), np.linspace(0.5, 1, 11)])
+    allowed = np.clip(curve.true_positive_rate(rates), 0, 1)
+    false, true = [], []
+    if len(inside) and len(outside):
+        for level in (0.002, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75):
+            threshold = np.quantile(outside, 1 - level, method="higher")
+            for values, points in ((outside, false), (inside, true)):
+                hits, n = int(np.sum(values > threshold)), len(values)
+                points.append(
+                    (clopper_pearson_lower(hits, n, alpha / 2), hits / n, clopper_pearson_upper(hits, n, alpha / 2))
+                )
+    return Evidence(tuple(false), tuple(true), (tuple(rates.tolist()), tuple(allowed.tolist())), 1 - alpha)
