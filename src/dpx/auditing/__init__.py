@@ -4,6 +4,7 @@ A bound from below says what was found. That nothing was found says no more than
 """
 
 from ._assert_private import assert_private as assert_private
+from ._assert_step import assert_private_step as assert_private_step
 from ._attack_report import AttackReport as AttackReport, RateReport as RateReport, attack_report as attack_report
 from ._audit_plan import audit_plan as audit_plan
 from ._binomial import (
@@ -40,6 +41,8 @@ from ._one_run import (
     one_run_mu as one_run_mu,
     one_run_p_value as one_run_p_value,
 )
+from ._only_private import assert_only_private as assert_only_private
+from ._recorder import Recorder as Recorder
 from ._report import (
     AuditedLaw as AuditedLaw,
     AuditReport as AuditReport,

@@ -52,12 +52,15 @@ def noise_laws(residuals: Residuals, law: NoiseLaw, *, upwards: bool = True) -> 
     from scipy import special
 
     few = everything if len(everything) <= 1 << 18 else rng.choice(everything, 1 << 18, replace=False)
-    centre = float(np.sum(everything)) / math.sqrt(len(everything))
+    size = (
+        1.0 if upwards else max(1.0, float(everything.std()))
+    )  # where more is no fault, the law is that at the scale it has
+    centre = float(np.sum(everything)) / size / math.sqrt(len(everything))
     yield Found(
         "N2",
         f"the noise has the stated {law.kind} law",
         f"standard deviation {everything.std():.5g} of the stated one, mean {everything.mean():.3g}",
-        p_value=statistics.uniform_p_value(special.ndtr(few)),
+        p_value=statistics.uniform_p_value(special.ndtr(few / size)),
     )
     yield Found(
         "N3",
