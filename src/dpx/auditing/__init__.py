@@ -34,6 +34,7 @@ from ._gaussian import (
 )
 from ._likelihood import log_likelihood_ratio as log_likelihood_ratio
 from ._lower_bound import LowerBound as LowerBound
+from ._membership import logit_scores as logit_scores, membership_inference as membership_inference
 from ._one_run import (
     is_refuted as is_refuted,
     one_run as one_run,
@@ -50,6 +51,7 @@ from ._report import (
     PrivacyAuditError as PrivacyAuditError,
 )
 from ._sequential import SequentialTest as SequentialTest, sequential_test as sequential_test
+from ._shadows import train_shadows as train_shadows
 from ._statistics import binomial_p_value as binomial_p_value, noise_draws_to_see as noise_draws_to_see
 from ._thresholds import (
     Threshold as Threshold,
