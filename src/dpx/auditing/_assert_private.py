@@ -18,7 +18,7 @@ from ..gradients import AbstractGradientMethod, Auto
 from ..plan import PrivacyPlan
 from ..private_gradient import PrivateGradient, PrivateGradientState
 from ..problem import WithinUser, check_batch, trainable
-from ._accounting_laws import accounting_laws
+from ._accounting_laws import accounting_laws, is_slow
 from ._differences import ROWS, Row, Subject, difference_laws, hostile_rows, probes, public_scale
 from ._noise_laws import stated_noise
 from ._probe import probe_of, rows_of
@@ -123,6 +123,8 @@ def audit_laws(
         notes.append(
             f"`{type(plan.sampler).__name__}` is a sampler of your own: of its batches only the stated participation was looked at"
         )
+    if is_slow(plan):
+        notes.append("epsilon of this plan is found by samples, which takes minutes: the accounting was not looked at")
     delta = min(1e-5, 0.1 / plan.sampler.num_examples)
     found += accounting_laws(plan, delta)
     return decided(title, found, false_alarm, notes)
