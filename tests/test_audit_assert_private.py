@@ -122,6 +122,25 @@ def test_every_record_passes(name):
     check(name, everything()[name])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["clipping-group", "clipping-adaptive", "noise-laplace", "noise-correlated", "sampler-cyclic", "metric-mean"],
+)
+def test_no_false_alarm_in_50_keys(name, monkeypatch):
+    """300 in all, each with other randomness in noise and batches. Of p-values, as many are small as should be."""
+    plan, loss = everything()[name](), make_loss()
+    smallest, small, count = 1.0, 0, 0
+    for key in range(50):
+        monkeypatch.setattr("dpx.auditing._assert_private._SEED", 1000 * key + 7)
+        report = A.audit_laws(plan, loss, linear(), rows(4), steps=20)
+        assert report.passed, f"key {key}: {report}"
+        p = [law.p_value for law in report.laws if law.p_value is not None]
+        smallest, small, count = min(smallest, *p), small + sum(x < 0.05 for x in p), count + len(p)
+    print(f"{name}: {count} p-values, {small / count:.3f} below 0.05, smallest {smallest:.2g}")
+    assert small / count < 0.1 and smallest > 1e-7
+
+
 # --- refutes what is not ------------------------------------------------------------------------------------------------
 
 

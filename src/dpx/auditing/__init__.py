@@ -3,7 +3,7 @@
 A bound from below says what was found. That nothing was found says no more than the audit's power.
 """
 
-from ._assert_private import assert_private as assert_private
+from ._assert_private import assert_private as assert_private, audit_laws as audit_laws
 from ._assert_step import assert_private_step as assert_private_step
 from ._attack_report import AttackReport as AttackReport, RateReport as RateReport, attack_report as attack_report
 from ._audit_plan import audit_plan as audit_plan

@@ -97,11 +97,23 @@ def audit_laws(
     model: PyTree,
     batch: Batch,
     *,
-    false_alarm: Any,
-    steps: Any,
-    **options: Any,
+    false_alarm: RealScalarLike = 1e-6,
+    steps: Integer = 60,
+    method: AbstractGradientMethod = Auto(),
+    filter_spec: PyTree = eqx.is_inexact_array,
+    has_aux: bool = False,
+    within_user: Unchecked[WithinUser] = "mean",
 ) -> AuditReport:
-    """The report of `assert_private`, whether it has passed or not."""
+    """The report of `assert_private`, whether it has passed or not; arguments as there.
+
+    **Returns:** the `AuditReport`; `report.raise_if_failed()` is what `assert_private` does with it.
+    """
+    options: dict[str, Any] = {
+        "method": method,
+        "filter_spec": filter_spec,
+        "has_aux": has_aux,
+        "within_user": within_user,
+    }
     name = "assert_private"
     instance(f"{name}(plan=...)", plan, PrivacyPlan, "dpx.dp_sgd(...)")
     false_alarm = probability(f"{name}(false_alarm=...)", false_alarm)

@@ -12,7 +12,7 @@ Attack = Literal["lira", "lira_offline", "rmia", "loss"]
 
 _FEW = 64  # shadow models, below which one variance for all examples is the better estimate
 
-_MSG_SHADOWS = "`membership_inference({name}=...)` must have a row for each shadow model and a column for each of the target's {size} examples; got {got}."
+_MSG_SHADOWS = "`membership_inference({name}=...)` must have a row for each shadow model, a column for each of {size} examples; got {got}."
 
 
 def logit_scores(logits: Any, labels: Any) -> np.ndarray:
