@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 import dpx
-from dpx import auditing as A
+from dpx import auditing
 from dpx.mechanism import Mechanism
 from registry import CLIPPINGS, METRICS, NOISES, SAMPLERS, STRATEGIES, Linear, linear
+
+A: Any = auditing  # what a wrong call gives is tested here, and not what an editor says of it
 
 
 def make_loss():
@@ -111,7 +113,7 @@ def check(name: str, make: Callable[[], Any], **options: Any):
     return A.assert_private(plan, make_loss(), linear(), batch, **options)
 
 
-@pytest.mark.parametrize("name", ["clipping-adaptive", "sampler-users"])
+@pytest.mark.parametrize("name", ["sampler-users"])
 def test_some_records_pass(name):
     check(name, everything()[name], steps=20)
 
@@ -152,7 +154,7 @@ def _noise(change):
     """Gaussian noise whose step is changed: `change(step, key, total, scale, t) -> noisy`."""
 
     def mutate(patch):
-        old = dpx.IndependentGaussian.step
+        old: Any = dpx.IndependentGaussian.step
         draw = lambda noise, total, scale, key, t, buffers: old(noise, total, scale, key, t, buffers)[0]
 
         def step(self, total, scale, key, t, buffers):

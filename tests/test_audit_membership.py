@@ -1,14 +1,17 @@
 """Membership inference, shadow models and exposure: attacks that describe, and prove nothing."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from scipy import special
 
-from dpx import auditing as A
+from dpx import auditing
+
+A: Any = auditing  # what a wrong call gives is tested here, and not what an editor says of it
 
 ATTACKS = ["lira", "lira_offline", "rmia", "loss"]
 
@@ -69,7 +72,7 @@ def test_ties_of_rmia_are_broken_by_the_gain():
 def test_logit_scores_keep_digits_of_sure_models():
     logits = np.array([[30.0, 0.0, -5.0], [200.0, 100.0, 0.0]])
     scores = A.logit_scores(logits, np.array([0, 1]))
-    np.testing.assert_allclose(scores, [30 - special.logsumexp([0, -5]), -100.0], rtol=1e-12)
+    np.testing.assert_allclose(scores, [30 - np.log1p(np.exp(-5.0)), -100.0], rtol=1e-12)
     assert A.logit_scores(logits[None], np.array([0, 1])).shape == (1, 2)
 
 
@@ -81,12 +84,12 @@ def test_logit_scores_keep_digits_of_sure_models():
         (lambda t, s, m: A.membership_inference(t, s, m.astype(float)), "booleans"),
         (lambda t, s, m: A.membership_inference(t, s, np.ones_like(m)), "out of the data"),
         (lambda t, s, m: A.membership_inference(t * np.nan, s, m), "NaN"),
-        (lambda t, s, m: A.membership_inference(t, s, m, attack="best"), "attack"),  # pyright: ignore
+        (lambda t, s, m: A.membership_inference(t, s, m, attack="best"), "attack"),
         (lambda t, s, m: A.membership_inference(t, s, m, attack="rmia", population=[]), "population"),
         (lambda t, s, m: A.logit_scores(np.ones((2, 3)), np.array([0.5, 1])), "integer label"),
         (lambda t, s, m: A.logit_scores(np.ones((2, 3)), np.array([0, 3])), "0 to 2"),
         (lambda t, s, m: A.train_shadows(lambda k: k, jr.key(0)), "split"),
-        (lambda t, s, m: A.train_shadows(lambda k: k, jr.split(jr.key(0), 2), vectorised="yes"), "True or False"),  # pyright: ignore
+        (lambda t, s, m: A.train_shadows(lambda k: k, jr.split(jr.key(0), 2), vectorised="yes"), "True or False"),
     ],
 )
 def test_mistakes_are_refused_by_name(call, words):

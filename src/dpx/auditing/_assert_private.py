@@ -210,7 +210,8 @@ def _steps_of(
     wrap = lambda gradient: Program(gradient, model, float(plan.sampler.batch_size), is_user)
     own = wrap(plan.private_gradient(loss, **options))
     probe = probe_of(loss, len(batch), options["filter_spec"], options["has_aux"])
-    forced = wrap(plan.private_gradient(probe, **{**options, "has_aux": False}))
+    without_aux: dict[str, Any] = {**options, "has_aux": False}
+    forced = wrap(plan.private_gradient(probe, **without_aux))
     key = jr.key(_SEED)
 
     # differences under one key, with gradients of the audit's own making
@@ -281,7 +282,8 @@ def _runs(program: Program, model: PyTree, states: Sequence[PrivateGradientState
         keys = [np.asarray(program.gradient.init(model).key_data) for _ in range(2)]
     except RuntimeError:
         return []  # several processes, which must be given one
-    differ = not np.array_equal(*keys) and not any(np.array_equal(k, np.asarray(states[0].key_data)) for k in keys)
+    differ = not np.array_equal(keys[0], keys[1])
+    differ = differ and not any(np.array_equal(k, np.asarray(states[0].key_data)) for k in keys)
     return [Found("I3", law, "other keys" if differ else "the same key in two runs", holds=differ)]
 
 

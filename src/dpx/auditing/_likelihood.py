@@ -163,13 +163,13 @@ def _allocated_scores(sampler: Any, x: np.ndarray, shifts: np.ndarray, ratios: n
             places.append(np.sum(ratios * taken, axis=0) if law.matrix is None else _pattern(x, shifts, taken, law))
         missing = max(0, sampler.bins - steps)  # places of batches that are not looked at
         places += [np.zeros(x.shape[1])] * missing
-        return special.logsumexp(np.stack(places), axis=0) - math.log(len(places))
+        return np.asarray(special.logsumexp(np.stack(places), axis=0)) - math.log(len(places))
     total = np.zeros(x.shape[1])
     for begin in range(0, steps, sampler.block):
         part = ratios[begin : begin + sampler.block]
         missing = sampler.block - len(part)
         part = np.concatenate([part, np.zeros((missing, part.shape[1]))])
-        total += special.logsumexp(part, axis=0) - math.log(sampler.block)
+        total += np.asarray(special.logsumexp(part, axis=0)) - math.log(sampler.block)
     return total
 
 

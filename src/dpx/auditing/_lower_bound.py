@@ -59,9 +59,10 @@ class LowerBound(eqx.Module):
             raise ValueError(_MSG_NOT_MU.format(value=self.value))
         if self.not_gaussian:
             raise ValueError(_MSG_SHAPE.format(why=self.not_gaussian))
-        if delta is None and self.delta is None:
+        delta = self.delta if delta is None else delta
+        if delta is None:
             raise ValueError(_MSG_NO_DELTA)
-        delta = probability("LowerBound.epsilon(delta=...)", self.delta if delta is None else delta)
+        delta = probability("LowerBound.epsilon(delta=...)", delta)
         return gaussian_epsilon(self.value, delta)
 
     def __float__(self) -> float:

@@ -38,7 +38,7 @@ def logit_scores(logits: Any, labels: Any) -> np.ndarray:
         raise ValueError(f"`logit_scores(labels=...)` must lie in 0 to {z.shape[-1] - 1}; got {y.min()} to {y.max()}.")
     is_own = np.arange(z.shape[-1]) == y[:, None]
     own = np.sum(np.where(is_own, z, 0.0), axis=-1)
-    return own - special.logsumexp(np.where(is_own, -np.inf, z), axis=-1)
+    return own - np.asarray(special.logsumexp(np.where(is_own, -np.inf, z), axis=-1))
 
 
 def membership_inference(

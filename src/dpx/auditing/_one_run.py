@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import at_least_zero, described, instance, real_number
+from .._checks import at_least_zero, described, instance, probability, real_number
 from .._types import Integer, RealScalarLike, Unchecked
 from ..accounting import TradeOffCurve
 from ._coins import Coins
@@ -180,7 +180,7 @@ def one_run_curve_p_value(
 def one_run_mu(canaries: Integer, guesses: Integer, correct: Integer, failure: RealScalarLike) -> float:
     r"""The largest $\mu$ for which so many right guesses refute $\mu$-GDP at level `failure`; 0 if they refute none."""
     m, r, v = _counts_of("one_run_mu", canaries, guesses, correct)
-    level = float(failure)
+    level = probability("one_run_mu(failure=...)", failure)
     if v == 0:
         return 0.0
     # Phi(Phi^-1(y) - mu)

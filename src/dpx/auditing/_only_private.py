@@ -135,9 +135,10 @@ def _differences(a: Any, b: Any) -> list[tuple[str, str]]:
 
 
 def _is_same(x: Any, y: Any) -> bool:
-    if isinstance(x, jax.Array | np.ndarray | np.generic) or isinstance(y, jax.Array | np.ndarray | np.generic):
-        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return bool(np.array_equal(jax.random.key_data(x), jax.random.key_data(y)))
+    if any(hasattr(z, "dtype") for z in (x, y)):
+        is_key = lambda z: isinstance(z, jax.Array) and jnp.issubdtype(z.dtype, jax.dtypes.prng_key)
+        if is_key(x) or is_key(y):
+            return is_key(x) and is_key(y) and bool(np.array_equal(jax.random.key_data(x), jax.random.key_data(y)))
         x, y = np.asarray(x), np.asarray(y)
         return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
     return x is y or bool(x == y)

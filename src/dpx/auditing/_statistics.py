@@ -75,7 +75,7 @@ def of_hypergeometric(
     """Uniform numbers from counts of marked ones among those drawn without replacement."""
     from scipy import stats
 
-    law = stats.hypergeom(population, marked, drawn)
+    law: Any = stats.hypergeom(population, marked, drawn)
     return transformed(counts, law.cdf(counts - 1), law.pmf(counts), rng)
 
 
