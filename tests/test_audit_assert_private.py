@@ -155,7 +155,7 @@ def _noise(change):
 
     def mutate(patch):
         old: Any = dpx.IndependentGaussian.step
-        draw = lambda noise, total, scale, key, t, buffers: old(noise, total, scale, key, t, buffers)[0]
+        draw: Any = lambda noise, total, scale, key, t, buffers: old(noise, total, scale, key, t, buffers)[0]
 
         def step(self, total, scale, key, t, buffers):
             return change(lambda *a: draw(self, *a, buffers), total, scale, key, t), buffers

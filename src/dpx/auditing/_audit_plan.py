@@ -3,43 +3,46 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from .. import accounting
 from .._checks import function, instance, positive_int, probability
 from .._types import Batch, Integer, RealScalarLike, Unchecked
-from ..accounting import TradeOffCurve
 from ..gradients import AbstractGradientMethod, Auto
 from ..plan import PrivacyPlan
 from ..problem import check_batch, trainable
 from ..random import check_seed, fresh_seed
 from ._assert_private import decided
-from ._binomial import clopper_pearson_lower, clopper_pearson_upper
 from ._canaries import gradient_canaries
 from ._canary_run import Run, run_with_canaries
 from ._coins import Coins, flip_coins
 from ._gaussian import gaussian_epsilon, noncentral_t_bound, noncentral_t_p_value
-from ._inputs import pairs_of_guesses
+from ._guessing import (
+    Claim,
+    bound_of_this_form,
+    curve_p_value,
+    evidence_of,
+    in_words,
+    numbers_of_guesses,
+    power_of_guesses,
+)
 from ._likelihood import linear_scores, run_scores
 from ._lower_bound import LowerBound
 from ._noise_laws import NoiseLaw, stated_noise
-from ._one_run import is_refuted, one_run, one_run_curve_p_value
-from ._report import AuditReport, Evidence
+from ._one_run import one_run
+from ._report import AuditReport
 from ._sampling_laws import Found
 from ._shapes import why_not_gaussian
 
 _MOST_STEPS = 2_000
-_SPARE = 20_000  # parameters without a canary, whose scores are surely out
 
 _NORMAL = (
     "the scores of Dirac canaries are independent and normal given the coins, as unsampled Gaussian noise makes them"
 )
-_FORM = "the run is a mechanism of the plan's form with another noise multiplier"
 _NO_LOSS = "no `batch` was given, so your loss was not called: what is audited is clipping, noise, sampling and accounting (see `assert_private`)"
 
 
@@ -135,31 +138,9 @@ def audit_plan(
         run = run_with_canaries(
             plan, loss if rows is not None else None, model, rows, chosen, included, length, seed, options
         )
-        claim = _Claim.of(plan, length, delta)
+        claim = Claim.of(plan, length, delta)
     title += f" with {number} Dirac canaries"
     return _reported(plan, title, run, coins, law, claim, confidence, notes, seed)
-
-
-class _Claim(NamedTuple):
-    """What the plan states about the steps that are audited."""
-
-    epsilon: float
-    delta: float
-    curve: TradeOffCurve
-    event: Any
-
-    @classmethod
-    def of(cls, plan: PrivacyPlan, steps: int, delta: float) -> "_Claim":
-        event = plan.event_after(steps)
-        curve = plan.trade_off() if steps == plan.steps else _curve(plan, event)
-        return cls(plan.epsilon(delta, steps), delta, curve, event)
-
-
-def _curve(plan: PrivacyPlan, event: Any) -> TradeOffCurve:
-    by = "rdp" if plan.noise.is_integer else "pld"
-    top = accounting.epsilon(event, 1e-9, adjacency=plan.adjacency, accountant=by)
-    epsilons = np.linspace(0.0, min(top, 50.0), 101)
-    return TradeOffCurve(epsilons, accounting.deltas(event, epsilons, plan.adjacency, by))
 
 
 def _numbers(plan: PrivacyPlan, model: PyTree, wanted: int, filter_spec: PyTree, notes: list[str]) -> tuple[int, int]:
@@ -186,7 +167,7 @@ def _numbers(plan: PrivacyPlan, model: PyTree, wanted: int, filter_spec: PyTree,
 
 
 def _reported(
-    plan: PrivacyPlan, title: str, run: Run, coins: Coins, law: NoiseLaw, claim: _Claim, confidence: float, notes: list[str], seed: int
+    plan: PrivacyPlan, title: str, run: Run, coins: Coins, law: NoiseLaw, claim: Claim, confidence: float, notes: list[str], seed: int
 ) -> AuditReport:  # fmt: skip
     alpha = 1 - confidence
     common: dict[str, Any] = {"epsilon": claim.epsilon, "delta": claim.delta}
@@ -197,16 +178,16 @@ def _reported(
     number = coins.number
     flipped = run._replace(x=run.x[:, :number], shifts=run.shifts[:number], taken=run.taken[:, :number])
     scores = run_scores(plan, flipped.x, flipped.shifts, flipped.taken, law)
-    pairs = _guesses(number)
+    pairs = numbers_of_guesses(number)
     by_guesses = one_run(
         coins, scores, guesses=pairs, delta=claim.delta, epsilon=min(claim.epsilon, 500.0), confidence=confidence
     )
-    p_value = _curve_p_value(coins, scores, pairs, claim.curve)
+    p_value = curve_p_value(coins, scores, pairs, claim.curve)
     bounds = {"one run, by guesses": by_guesses}
     found = [Found("E1", "epsilon is at least what guesses prove", str(by_guesses.value), p_value=by_guesses.p_value)]
     found.append(
-        Found("E2", "the plan's own trade-off curve allows so many right guesses", f"{_best(coins, scores, pairs)}", p_value=p_value,
-              power=lambda a: _power_of_guesses(plan, flipped, law, claim, a, pairs, seed))
+        Found("E2", "the plan's own trade-off curve allows so many right guesses", f"{in_words(coins, scores, pairs)}", p_value=p_value,
+              power=lambda a: power_of_guesses(plan, flipped, law, claim, a, pairs, seed))
     )  # fmt: skip
     why_not = why_not_gaussian(plan)
     if not why_not and law.kind == "gaussian":
@@ -230,41 +211,18 @@ def _reported(
         )
     else:
         notes = [*notes, f"no bound by normal scores: {why_not or 'the noise is not Gaussian'}"]
-        bound = _same_form(plan, coins, scores, pairs, claim, alpha)
+        bound = bound_of_this_form(plan, coins, scores, pairs, claim, alpha)
         if bound is not None:
             bounds["one run, by plans of this form"] = bound
     report = decided(title, found, alpha, notes)
-    evidence = _evidence(coins, scores, claim.curve, alpha)
+    evidence = evidence_of(coins, scores, claim.curve, alpha)
     return AuditReport(
         report.title, report.laws, alpha, bounds, p_value=p_value, notes=tuple(notes), evidence=evidence, **common
     )
 
 
-def _guesses(number: int) -> tuple[tuple[int, int], ...]:
-    """Numbers of guesses, fixed beforehand: of the highest scores alone, and of the lowest as well."""
-    sizes = sorted({max(1, number // k) for k in (50, 20, 10, 4)})
-    pairs = {(k, j) for k in sizes for j in (0, k) if k + j <= number}
-    return pairs_of_guesses("audit_plan", tuple(sorted(pairs)), number)
-
-
-def _right(coins: Coins, scores: np.ndarray, k_in: int, k_out: int) -> int:
-    order = np.argsort(scores, kind="stable")
-    inside = coins.included[order[len(order) - k_in :]]
-    return int(inside.sum()) + int((~coins.included[order[:k_out]]).sum())
-
-
-def _best(coins: Coins, scores: np.ndarray, pairs: tuple[tuple[int, int], ...]) -> str:
-    texts = [f"{_right(coins, scores, *pair)} of {sum(pair)}" for pair in pairs]
-    return "right guesses " + ", ".join(texts)
-
-
-def _curve_p_value(coins: Coins, scores: np.ndarray, pairs: tuple[tuple[int, int], ...], curve: TradeOffCurve) -> float:
-    p = [one_run_curve_p_value(coins.number, sum(pair), _right(coins, scores, *pair), curve=curve) for pair in pairs]
-    return min(1.0, len(pairs) * min(p))
-
-
 def _by_t(
-    run: Run, coins: Coins, law: NoiseLaw, claim: _Claim, alpha: float
+    run: Run, coins: Coins, law: NoiseLaw, claim: Claim, alpha: float
 ) -> tuple[LowerBound, float, Callable[[float], str]]:
     normal, mu = linear_scores(run.x, run.shifts, run.taken, law)
     used = mu > 0
@@ -295,7 +253,7 @@ def _by_t(
     return bound, p, power
 
 
-def _stated_mu(claim: _Claim) -> float:
+def _stated_mu(claim: Claim) -> float:
     """Of an event that is a Gaussian mechanism."""
     import dp_accounting as da
 
@@ -307,75 +265,3 @@ def _stated_mu(claim: _Claim) -> float:
         return float(event.noise_multiplier) ** -2
 
     return math.sqrt(precision(claim.event))
-
-
-def _same_form(
-    plan: PrivacyPlan, coins: Coins, scores: np.ndarray, pairs: tuple[tuple[int, int], ...], claim: _Claim, alpha: float
-) -> LowerBound | None:
-    """The epsilon of the same plan with the least noise multiplier that is refuted: more noise promises more, and is refuted sooner."""
-    if accounting.is_monte_carlo(claim.event):
-        return None
-    right = [(sum(pair), _right(coins, scores, *pair)) for pair in pairs]
-
-    def refuted(multiplier: float) -> tuple[bool, Any]:
-        try:
-            other = plan.with_noise_multiplier(multiplier)
-            curve = other.trade_off()
-        except ValueError:
-            return False, None
-        return any(is_refuted(coins.number, r, v, curve=curve, failure=alpha / len(pairs)) for r, v in right), other
-
-    low, high = plan.noise_multiplier, 32 * plan.noise_multiplier  # of a run without noise, `low` is refuted too
-    found = None
-    if not refuted(high)[0]:
-        return LowerBound("epsilon", 0.0, 1 - alpha, claim.epsilon, _FORM, None, claim.delta)
-    for _ in range(6):
-        middle = math.sqrt(low * high)
-        is_bad, other = refuted(middle)
-        if is_bad:
-            high, found = middle, other
-        else:
-            low = middle
-    found = found or plan.with_noise_multiplier(high)
-    return LowerBound("epsilon", float(found.epsilon(claim.delta)), 1 - alpha, math.inf, _FORM, None, claim.delta)
-
-
-def _power_of_guesses(
-    plan: PrivacyPlan,
-    run: Run,
-    law: NoiseLaw,
-    claim: _Claim,
-    level: float,
-    pairs: tuple[tuple[int, int], ...],
-    seed: int,
-) -> str:
-    """Whether guesses would have seen half of the noise, or none, in one simulated run each."""
-    rng = np.random.default_rng([seed, 0x51])
-    coins = flip_coins(run.x.shape[1], seed=int(rng.integers(2**62)))
-    seen = []
-    for ratio, name in ((0.5, "half of the noise"), (0.0, "no noise")):
-        noise = rng.normal(size=run.x.shape) if law.kind != "laplace" else rng.laplace(size=run.x.shape)
-        if law.matrix is not None:
-            noise = np.linalg.solve(law.matrix, noise.reshape(len(law.matrix), -1)).reshape(noise.shape)
-        signal = (run.taken & coins.included)[:, :, None] * run.shifts
-        scores = run_scores(plan, signal + ratio * law.scale * noise, run.shifts, run.taken, law)
-        p = _curve_p_value(coins, scores, pairs, claim.curve)
-        seen.append(f"{name}: {'seen' if p < level else 'NOT seen'} (p {p:.2g})")
-    return "; ".join(seen)
-
-
-def _evidence(coins: Coins, scores: np.ndarray, curve: TradeOffCurve, alpha: float) -> Evidence:
-    """Operating points at a few thresholds, with intervals of each rate for a picture."""
-    inside, outside = scores[coins.included], scores[~coins.included]
-    rates = np.concatenate([np.logspace(-5, -0.3, 60), np.linspace(0.5, 1, 11)])
-    allowed = np.clip(curve.true_positive_rate(rates), 0, 1)
-    false, true = [], []
-    if len(inside) and len(outside):
-        for level in (0.002, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75):
-            threshold = np.quantile(outside, 1 - level, method="higher")
-            for values, points in ((outside, false), (inside, true)):
-                hits, n = int(np.sum(values > threshold)), len(values)
-                points.append(
-                    (clopper_pearson_lower(hits, n, alpha / 2), hits / n, clopper_pearson_upper(hits, n, alpha / 2))
-                )
-    return Evidence(tuple(false), tuple(true), (tuple(rates.tolist()), tuple(allowed.tolist())), 1 - alpha)

@@ -17,6 +17,8 @@ from ._likelihood import best_size, groups_of
 from ._probe import NOTHING, REAL, Probe, keyed
 from ._sampling_laws import units_of
 
+_SPARE = 20_000  # parameters without a canary, whose scores are surely out
+
 
 class Run(NamedTuple):
     """What an attacker sees of a run, and what is known of it.
