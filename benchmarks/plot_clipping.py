@@ -28,7 +28,8 @@ optim = optax.sgd(RATE, momentum=0.5)
 def step(private_grad, model, state, opt_state, batch, mask):
     clipping = private_grad.clipping
     # in units of the clip norm, so that one learning rate suits all of them; an adapted norm is public
-    unit = state.clipping.norms[0] if isinstance(clipping, dpx.AdaptiveClipping) else clipping.sensitivity
+    rescale = clipping.rescale(state.clipping)
+    unit = clipping.sensitivity if rescale is None else clipping.sensitivity * rescale[0]
     grads, state, _ = private_grad(model, batch, state, mask=mask)
     grads = jax.tree.map(lambda g: g / unit, grads)
     updates, opt_state = optim.update(grads, opt_state, eqx.filter(model, eqx.is_inexact_array))
@@ -52,21 +53,23 @@ if __name__ == "__main__":
     train, test = digits()
     test = jax.device_put(test)
     mean = lambda clipping: float(np.mean([accuracy(clipping, train, test, seed) for seed in SEEDS]))
-    flat, adaptive = [], []
+    flat, adaptive, slack = [], [], []
     automatic = mean(dpx.NormalizedClipping(1.0))
     print(f"AUTO-S {automatic:.3f}", flush=True)
     for norm in NORMS:
         flat.append(mean(dpx.FlatClipping(norm)))
         adaptive.append(mean(dpx.AdaptiveClipping(norm, count_noise_multiplier=BATCH / 20)))
-        print(f"C {norm:<8g} flat {flat[-1]:.3f}  adaptive {adaptive[-1]:.3f}", flush=True)
+        slack.append(mean(dpx.SlackClipping(norm)))
+        print(f"C {norm:<8g} flat {flat[-1]:.3f}  adaptive {adaptive[-1]:.3f}  slack {slack[-1]:.3f}", flush=True)
     out = Path(sys.argv[1])
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     axes.semilogx(NORMS, flat, "o-", label="FlatClipping(C)")
     axes.semilogx(NORMS, adaptive, "s-", label="AdaptiveClipping(initial_norm=C)")
+    axes.semilogx(NORMS, slack, "^-", label="SlackClipping(norm=C)")
     axes.axhline(automatic, color="C2", label="NormalizedClipping (AUTO-S), which has no C")
     title = f"digits, epsilon {EPSILON:g}, {STEPS} steps of {BATCH}, mean of {len(SEEDS)} seeds"
     axes.set(xlabel="clip norm C", ylabel="test accuracy", ylim=(0, 1), title=title)
     axes.legend(loc="lower center")
     figure.savefig(out, dpi=150)
-    print(json.dumps({"norms": NORMS, "flat": flat, "adaptive": adaptive, "auto_s": automatic}))
+    print(json.dumps({"norms": NORMS, "flat": flat, "adaptive": adaptive, "slack": slack, "auto_s": automatic}))

@@ -41,6 +41,8 @@ MUTANTS = [
     Mutant("one of two roundings is not paid for", "added = 2 * (sum(map(roundings, terms))", "added = 1 * (sum(map(roundings, terms))", "test_ghost_attacks.py -k known"),
     Mutant("weighted factors underflow", "        term = balanced(term)", "        term = term", "test_ghost_attacks.py -k known"),
     Mutant("squares of factors underflow", "return [divide(balanced(term)) for term in terms], shift", "return [divide(term) for term in terms], shift", "test_ghost_attacks.py -k known"),
+    Mutant("slack fills what is not left", "unused = 1 - jnp.minimum(norms / state.norm, 1)", "unused = 1.001 - jnp.minimum(norms / state.norm, 1)", "test_slack_clipping.py"),
+    Mutant("who is left out leaves slack", "is_kept = mask & jnp.isfinite(norms)", "is_kept = jnp.isfinite(norms)", "test_slack_clipping.py"),
     # noise
     Mutant("every step has the same Gaussian noise", "return standard_normal(jr.fold_in(key, jnp.maximum(step - age, 0)), total)", "return standard_normal(key, total)", "test_registry.py -k noise-correlated"),
     Mutant("Laplace noise is two per cent smaller", "return x + scale.astype(z.dtype) * z", "return x + 0.98 * scale.astype(z.dtype) * z", "test_registry.py -k noise-laplace -m 'slow or not slow'"),

@@ -108,6 +108,7 @@ CLIPPINGS = [
     ),
     ClippingRecord("adaptive", lambda: dpx.AdaptiveClipping(0.5), _shorten(0.5)),
     ClippingRecord("adaptive-groups", lambda: dpx.AdaptiveClipping(GROUPS), _shorten([0.3, 0.4]), is_variant=True),
+    ClippingRecord("slack", lambda: dpx.SlackClipping(0.5), _shorten(0.5)),
     ClippingRecord("none", lambda: dpx.NoClipping(), lambda n: np.ones_like(n), is_private=False),
 ]
 

@@ -18,7 +18,7 @@ SOURCE = Path(dpx.__file__).parent
 ROOMS = [
     "_types", "_rounding_up", "_checks", "_files", "_round", "_tree", "_norms", "_sensitive", "random", "events", "sharding",
     "problem", "augmentation", "clipping", "gradients", "strategies", "noise", "metrics", "mechanism",
-    "sampling", "accounting", "private_gradient", "private_sum", "plan", "optimizers", "training", "auditing", "testing", "cli",
+    "sampling", "data", "accounting", "private_gradient", "private_sum", "plan", "optimizers", "training", "auditing", "testing", "cli",
 ]  # fmt: skip
 
 # What is left to do in rooms that are being moved: these may only shrink, and an entry that is no longer needed fails.

@@ -222,6 +222,27 @@ def test_recomputing_what_was_instantiated_saves_memory():
     assert_equal_to_vectorized(out, *struct)
 
 
+def test_cotangents_that_repeat_a_row_are_kept_as_the_row():
+    """Those of a mean of look-ups: what is kept from being computed twice is the row, and what is added up is right."""
+
+    def loss(params, example):
+        ids, scale = example
+        return jnp.sum(jnp.mean(params[0][ids], axis=0) ** 2 * scale), None
+
+    batch, length, width = 4, 16, 8
+    params = [jr.normal(jr.key(0), (50, width))]
+    examples = jr.randint(jr.key(1), (batch, length), 0, 50), jnp.linspace(1.0, 2.0, batch)
+    run = jax.jit(lambda p, e: ghost_clipped_sum(loss, p, e, None, (0,), clip)[:2])
+    loops = [
+        e
+        for e in jax.make_jaxpr(run)(params, examples).jaxpr.eqns[0].params["jaxpr"].jaxpr.eqns
+        if e.primitive.name == "while"
+    ]
+    kept = [v.aval.shape for loop in loops for v in loop.outvars if v.aval.ndim]
+    assert kept == [(batch, width)]
+    assert_equal_to_vectorized(run(params, examples), loss, params, examples)
+
+
 @pytest.mark.slow
 def test_two_passes_save_memory():
     """Many layers, whose cotangents one pass keeps until the clip factors are known."""

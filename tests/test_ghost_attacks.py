@@ -238,6 +238,7 @@ CLIPPINGS = {
     "psac": lambda norm: dpx.PSACClipping(norm),
     "hard": lambda norm: dpx.HardThresholdClipping(norm, threshold=10 * norm),
     "adaptive": lambda norm: dpx.AdaptiveClipping(norm),
+    "slack": lambda norm: dpx.SlackClipping(norm),
 }
 
 

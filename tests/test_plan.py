@@ -97,6 +97,8 @@ def test_guarantee_noise_on_integers_never_pays_for_counts():
         dpx.PrivateGradient(loss, clipping, noise)
     with pytest.raises(ValueError, match="IndependentGaussian"):
         dpx.PrivacyPlan(dpx.PoissonSampler(100, 10, 5), clipping, noise, accountant="rdp")
+    with pytest.raises(ValueError, match="cannot make room for the private counts of `SlackClipping`"):
+        dpx.PrivateGradient(loss, dpx.SlackClipping(1.0), noise)
 
 
 @pytest.mark.parametrize(

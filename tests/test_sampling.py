@@ -11,7 +11,7 @@ from scipy import stats
 import dpx
 import registry
 from dpx import sampling
-from dpx.sampling import gather_batches
+from dpx.data import gather_batches
 from dpx.sampling._permutation import permuted
 from dpx.testing._sampler import units_of
 

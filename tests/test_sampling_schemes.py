@@ -11,6 +11,7 @@ from scipy import stats
 
 import dpx
 from dpx import events
+from dpx.data import gather_batches
 from dpx.sampling import (
     BallsInBinsSampler,
     FixedSizeSampler,
@@ -18,7 +19,6 @@ from dpx.sampling import (
     RandomAllocationSampler,
     UserSampler,
     bound_contributions,
-    gather_batches,
 )
 from dpx.sampling._gram import bins_gram
 from dpx.sampling._min_sep import binomial_tail

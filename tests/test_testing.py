@@ -70,6 +70,44 @@ def in_params_dtype(params):
     return jnp.asarray(0.3, jax.tree.leaves(params)[0].dtype).astype(jnp.float32)
 
 
+@pytest.mark.parametrize(
+    "slack",
+    [
+        lambda u, full: full * jnp.sqrt(u[:, None]) * 1.001 + 0 * full,  # longer than what is left at norm 0
+        lambda u, full: full * u[:, None] ** 0.25,  # too long in the middle alone
+        lambda u, full: full * jnp.ones_like(u)[:, None],
+    ],
+    ids=["a-tenth-of-a-percent", "middle", "everybody"],
+)
+def test_slack_that_is_longer_than_what_is_left_is_refuted(slack):
+    class Greedy(dpx.clipping.AbstractSlackClipping):
+        norm: float = eqx.field(static=True, default=0.3)
+        order: int = eqx.field(static=True, default=2)
+        slack_size = 1
+        sensitivity = property(lambda self: jnp.float32(self.norm))
+
+        def init(self, params):
+            return ()
+
+        def labels(self, params):
+            return (0,) * len(jax.tree.leaves(params))
+
+        def factors(self, norms, state):
+            return self.norm / jnp.maximum(norms, self.norm)
+
+        def rescale(self, state):
+            return None
+
+        def slack(self, norms, state):
+            return slack(1 - jnp.minimum(norms / self.norm, 1), jnp.float32(self.norm))
+
+        def learn(self, state, released, expected_batch_size):
+            return state
+
+    with pytest.raises(AssertionError, match="breaks the law: .*its slack included"):
+        testing.check_clipping(Greedy())
+
+
 def test_a_sound_clipping_of_ones_own_passes():
     testing.check_clipping(Plain())
 

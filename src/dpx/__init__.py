@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING, Any as _Any
 
 from . import (
     accounting as accounting,
+    data as data,
     gradients as gradients,
     metrics as metrics,
     optimizers as optimizers,
@@ -23,6 +24,7 @@ from .clipping import (
     NoClipping as NoClipping,
     NormalizedClipping as NormalizedClipping,
     PSACClipping as PSACClipping,
+    SlackClipping as SlackClipping,
 )
 from .gradients import (
     AbstractGradientMethod as AbstractGradientMethod,
@@ -77,13 +79,31 @@ from .strategies import (
 __version__ = _version("dpx")
 
 if _TYPE_CHECKING:
-    from . import auditing as auditing, testing as testing
+    from . import auditing as auditing, testing as testing, training as training
+    from .training import (
+        Checkpoints as Checkpoints,
+        StepInfo as StepInfo,
+        Stop as Stop,
+        Trainer as Trainer,
+        TrainResult as TrainResult,
+        TrainState as TrainState,
+        load_published as load_published,
+    )
+
+_ROOMS = ("auditing", "testing", "training")
+_TRAINING = ("Checkpoints", "StepInfo", "Stop", "Trainer", "TrainResult", "TrainState", "load_published")
 
 
 def __getattr__(name: str) -> _Any:
-    """`dpx.auditing` and `dpx.testing`, which runs that check nothing need not import."""
-    if name in ("auditing", "testing"):
-        import importlib
+    """Rooms, and names in them, that are imported when they are asked for: who only checks or accounts need not wait for them."""
+    import importlib
 
+    if name in _ROOMS:
         return importlib.import_module(f"dpx.{name}")
+    if name in _TRAINING:
+        return getattr(importlib.import_module("dpx.training"), name)
     raise AttributeError(f"module 'dpx' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS, *_TRAINING})

@@ -31,14 +31,19 @@ def write_atomically(path: Any, save: Callable[[Path], Any], *, mode: int | None
     finally:
         with contextlib.suppress(FileNotFoundError):
             half.unlink()
-    with contextlib.suppress(OSError):  # not all systems let a folder be opened
-        _to_disk(path.parent, os.O_RDONLY)
+    fsync(path.parent)
     return path
 
 
 def write_text_atomically(path: Any, text: str, *, mode: int | None = None) -> Path:
     """The same of a text, in UTF-8."""
     return write_atomically(path, lambda half: half.write_text(text, encoding="utf-8"), mode=mode)
+
+
+def fsync(folder: Path) -> None:
+    """Puts the names in a folder on the disk: files that were renamed survive the machine's crash only then."""
+    with contextlib.suppress(OSError):  # not all systems let a folder be opened
+        _to_disk(folder, os.O_RDONLY)
 
 
 def _to_disk(path: Path, how: int) -> None:

@@ -93,27 +93,37 @@ def additions(lengths: tuple[int, ...], group: int = _GROUP) -> int:
     return number + sum(max(0, math.prod(left[k] for k in stage) - 1) for stage in _stages(tuple(left), group))
 
 
-def settle(tree: PyTree, inputs: PyTree) -> PyTree:
+Cores = dict[int, tuple[Array, Callable[[Array], Array]]]
+"""By the `id` of an array that only repeats a smaller one: the smaller one, and what makes the array of it, without arithmetic."""
+
+
+def settle(tree: PyTree, inputs: PyTree, cores: Cores | None = None) -> PyTree:
     """The same numbers, in memory: whoever reads them from here on reads the same bits.
 
     A compiler may compute a value once for each of its readers, and differently: with a fused multiply-add here and without one there, $ab - c$
     is once zero and once a rounding error. What is measured would then not be what is added up. No compiler sees through a loop whose
     number of turns (none) it does not know.
 
-    `inputs` is what the numbers were computed from. As long as a compiler does not know all of it, it does not know the number of turns.
+    `inputs` is what the numbers were computed from. As long as a compiler does not know all of it, it does not know the number of turns. Of leaves
+    with `cores` those are kept in memory, and repeated by whoever reads them.
     """
     leaves, treedef = jax.tree.flatten(tree)
     inexact = [k for k, x in enumerate(leaves) if jnp.issubdtype(x.dtype, jnp.inexact) and x.size]
     firsts = [_first_is_zero(x) for x in jax.tree.leaves(inputs) if isinstance(x, jax.Array) and x.size]
     if not inexact or not firsts:
         return tree
+    # what a weight's product and its bias have in common, the cotangents, stays one array
+    cores = cores or {}
+    same = lambda x: x
+    kept = {id(leaves[k]): cores.get(id(leaves[k]), (leaves[k], same)) for k in inexact}
+    distinct = list({id(x): x for x, _ in kept.values()}.values())
     # a count is never negative, but that is not for the compiler to know
     count = jnp.sum(jnp.stack(firsts).astype(jnp.int32))
     turn = lambda carry: (carry[0] + 1, [-x for x in carry[1]])
-    _, settled = lax.while_loop(lambda carry: carry[0] < 0, turn, (count, [leaves[k] for k in inexact]))
-    for k, x in zip(inexact, settled, strict=True):
-        leaves[k] = x
-    return jax.tree.unflatten(treedef, leaves)
+    _, settled = lax.while_loop(lambda carry: carry[0] < 0, turn, (count, distinct))
+    found = dict(zip(map(id, distinct), settled, strict=True))
+    again = {number: repeat(found[id(core)]) for number, (core, repeat) in kept.items()}
+    return jax.tree.unflatten(treedef, [again.get(id(x), x) for x in leaves])
 
 
 def _first_is_zero(x: Array) -> Bool[Array, ""]:

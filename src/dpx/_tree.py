@@ -30,12 +30,20 @@ def expand_like(column: Array, x: Array) -> Array:
     return column.reshape(column.shape + (1,) * (x.ndim - 1))
 
 
-def weighted(x: Inexact[Array, "batch *p"], weights: Float[Array, "2 batch"], keep: Bool[Array, " batch"]) -> Array:
-    """Each example times the two factors of its weight, in float32 or wider; zero, whatever it contains, for one that is not kept."""
+def weighted(
+    x: Inexact[Array, "..."], weights: Float[Array, "2 batch"], keep: Bool[Array, " batch"], axis: int = 0
+) -> Array:
+    """Each example, along `axis`, times the two factors of its weight, in float32 or wider; zero, whatever it contains, for one that is not kept.
+
+    Written once, so that readers of one array share what it becomes.
+    """
     x = wide(x)
-    first, second = (expand_like(w.astype(x.dtype), x) for w in weights)
+    along = lambda column: jnp.expand_dims(column, tuple(k for k in range(x.ndim) if k != axis))
+    first, second = (along(w.astype(x.dtype)) for w in weights)
+    # a weight above one may make infinite what is then multiplied by zero
+    limit = jnp.finfo(x.dtype).max
     # where, rather than weight = 0, because 0 * inf == nan
-    return jnp.where(expand_like(keep, x), x * first * second, jnp.zeros((), x.dtype))
+    return jnp.where(along(keep), jnp.clip(x * first * second, -limit, limit), jnp.zeros((), x.dtype))
 
 
 def weighted_sum(x: Inexact[Array, "batch *p"], weights: Float[Array, "2 batch"], keep: Bool[Array, " batch"]) -> Array:

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.random as jr
 import optax
@@ -18,9 +17,9 @@ from .._round import round_up
 from ..clipping import FlatClipping, NoClipping
 from ..gradients import Vectorized
 from ..plan import PrivacyPlan, dp_mf, dp_sgd
-from ..random import fresh_seed
 from ..sampling import PoissonSampler
 from ..strategies import BandedToeplitz, momentum_workload
+from ..training import StepInfo, Trainer
 from ._digits import DigitsCNN, cross_entropy, digits, evaluate
 
 # Convolutions of a hundred examples at a time keep the processor's caches; larger microbatches would differentiate more padding.
@@ -107,17 +106,14 @@ def _train(
     name: str,
     delta: float | None,
 ) -> list[dict[str, float]]:
-    private_grad = plan.private_gradient(cross_entropy, method=_METHOD)
+    trainer = Trainer(plan, cross_entropy, optim, method=_METHOD)
     model = DigitsCNN(jr.key(0 if seed is None else seed))
-    state = private_grad.init(model, key=None if seed is None else jr.key(seed))
-    opt_state = optim.init(eqx.filter(model, eqx.is_inexact_array))
+    test = jax.device_put(test)
 
-    @eqx.filter_jit(donate="all-except-first")
-    def step(batch_and_mask, model, state, opt_state):
-        batch, mask = batch_and_mask
-        grads, state, _ = private_grad(model, batch, state, mask=mask)
-        updates, opt_state = optim.update(grads, opt_state, eqx.filter(model, eqx.is_inexact_array))
-        return eqx.apply_updates(model, updates), state, opt_state
+    def measured(model: DigitsCNN) -> dict[str, float]:
+        # the test images are public here; the loss of the private batch would leave unnoised
+        loss, accuracy = (float(x) for x in evaluate(model, *test))
+        return {"test_loss": loss, "test_accuracy": accuracy}
 
     columns = [
         TextColumn(f"{name:>10}"),
@@ -126,25 +122,25 @@ def _train(
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
     ]
-    curve = []
-    test = jax.device_put(test)
-    every = max(1, plan.steps // _POINTS)
+    curve: list[dict[str, float]] = []
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=plan.steps)
-        batches = plan.batches(train, seed=fresh_seed() if seed is None else seed)
-        for done, pair in enumerate(batches, start=1):
-            model, state, opt_state = step(pair, model, state, opt_state)
-            if done % every == 0 or done == plan.steps:
-                # the test images are public here; the loss of the private batch would leave unnoised
-                loss, accuracy = (float(x) for x in evaluate(model, *test))
-                point = {"step": done, "test_loss": loss, "test_accuracy": accuracy}
+
+        def show(info: StepInfo) -> None:
+            progress.update(task, completed=info.step)
+            if info.metrics:
+                point = {"step": info.step, **info.metrics}
                 if delta is not None:
-                    point["epsilon"] = plan.epsilon(delta, steps=done)
+                    point["epsilon"] = info.epsilon
                 curve.append(point)
                 spent = f"  epsilon {round_up(point['epsilon'], 3)}" if delta is not None else ""
-                progress.update(task, description=f"test loss {loss:.3f}  accuracy {accuracy:.1%}{spent}")
-            progress.advance(task)
-    state.raise_if_failed()
+                text = f"test loss {point['test_loss']:.3f}  accuracy {point['test_accuracy']:.1%}{spent}"
+                progress.update(task, description=text)
+
+        key = None if seed is None else jr.key(seed)
+        every = max(1, plan.steps // _POINTS)
+        options: Any = {"evaluate": measured, "evaluate_every": every, "callbacks": [show], "delta": delta}
+        trainer.fit(model, train, seed=seed, key=key, progress=False, **options)
     return curve
 
 

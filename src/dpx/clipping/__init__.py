@@ -4,6 +4,7 @@ from ._adaptive import AdaptiveClipping as AdaptiveClipping, AdaptiveClippingSta
 from ._base import (
     AbstractClipping as AbstractClipping,
     AbstractOneGroupClipping as AbstractOneGroupClipping,
+    AbstractSlackClipping as AbstractSlackClipping,
     AbstractStatelessClipping as AbstractStatelessClipping,
 )
 from ._flat import FlatClipping as FlatClipping, as_clipping as as_clipping
@@ -12,3 +13,4 @@ from ._hard_threshold import HardThresholdClipping as HardThresholdClipping
 from ._none import NoClipping as NoClipping
 from ._normalized import NormalizedClipping as NormalizedClipping
 from ._psac import PSACClipping as PSACClipping
+from ._slack import SlackClipping as SlackClipping, SlackClippingState as SlackClippingState

@@ -94,3 +94,39 @@ class AbstractOneGroupClipping(AbstractStatelessClipping):
 
     def rescale(self, state: PyTree) -> None:
         del state
+
+
+class AbstractSlackClipping(AbstractClipping[State]):
+    """Clipping that learns from what short gradients leave unused of their norm, beside which it asks nothing of the batch.
+
+    An example's slack stands beside its clipped gradient, and gets noise with it, as further coordinates of one query: its sensitivity bounds the
+    norm of both together.
+    """
+
+    @property
+    @abc.abstractmethod
+    def slack_size(self) -> int:
+        """How many numbers an example contributes beside its gradient."""
+
+    @abc.abstractmethod
+    def slack(self, norms: Float[Array, " batch"], state: PyTree) -> Float[Array, "batch slack"]:
+        """What each example contributes beside its gradient, from finite norms of whole gradients, which are never smaller than the true ones."""
+
+    @abc.abstractmethod
+    def learn(self, state: State, released: Float[Array, " slack"], expected_batch_size: Float[Array, ""]) -> State:
+        """The state after a step, from the noisy sum of the slacks, which is private."""
+
+    @property
+    def side_noise_multipliers(self) -> tuple[Float[Array, ""], ...]:
+        return ()
+
+    def update(
+        self,
+        state: State,
+        norms: Float[Array, "batch groups"],
+        mask: Bool[Array, " batch"],
+        expected_batch_size: Float[Array, ""],
+        key: Key[Array, ""],
+    ) -> State:
+        del norms, mask, expected_batch_size, key
+        return state

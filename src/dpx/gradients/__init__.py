@@ -20,5 +20,6 @@ from ._ghost import (
     ghost_rule as ghost_rule,
 )
 from ._ghost_method import Ghost as Ghost
+from ._microbatch import microbatch_count as microbatch_count
 from ._reach import unreached_leaves as unreached_leaves, watched as watched
 from ._vectorized import Vectorized as Vectorized

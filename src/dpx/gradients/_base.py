@@ -23,12 +23,15 @@ class ClippedSum(eqx.Module):
     - `norms`: norm of each example's unclipped gradient in each group, shape `(batch, groups)`; infinite or NaN where it is.
     - `losses`: the loss of each example, shape `(batch,)`.
     - `aux`: the auxiliary output of the loss, stacked on a leading axis.
+    - `bounds`: of each example's gradient in each group, what clip factors were made of: never smaller than its norm, and infinite for an example
+        that contributes zero. None from a method that does not say: then nothing can be learnt from slack.
     """
 
     total: Params
     norms: Float[Array, "batch groups"]
     losses: Float[Array, " batch"]
     aux: PyTree
+    bounds: Float[Array, "batch groups"] | None = None
 
 
 class LeafPlan(eqx.Module):
@@ -89,8 +92,9 @@ class AbstractGradientMethod(eqx.Module):
 
 def clip_weights(
     norms: Float[Array, "batch groups"], mask: Bool[Array, " batch"], factors: FactorsFromNorms
-) -> tuple[Float[Array, "2 batch groups"], Bool[Array, " batch"]]:
-    """Weights of every (example, group), as two factors, and which examples are kept; a masked or non-finite example has weight zero.
+) -> tuple[Float[Array, "2 batch groups"], Bool[Array, " batch"], Float[Array, "batch groups"]]:
+    """Weights of every (example, group), as two factors, which examples are kept, and bounds of their norms; a masked or non-finite example has
+    weight zero and infinite bounds.
 
     `norms` are upper bounds of what will be added up. They are inflated by the rounding that is left, so that what factors made of them let
     through obeys the bound exactly.
@@ -104,6 +108,7 @@ def clip_weights(
     column = keep[:, None]
     norms = jnp.where(column, norms, 0)
     shorten = jnp.minimum(0, _LONGEST - exponent(norms, ()))
-    weights = factors(times_power(norms, shorten) * NORM_UP)
+    bounds = times_power(norms, shorten) * NORM_UP
+    weights = factors(bounds)
     powers = times_power(jnp.ones_like(norms), shorten)
-    return jnp.where(column[None], jnp.stack([powers, weights]), 0), keep
+    return jnp.where(column[None], jnp.stack([powers, weights]), 0), keep, jnp.where(column, bounds, jnp.inf)

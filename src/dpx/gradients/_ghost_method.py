@@ -61,7 +61,7 @@ class Ghost(AbstractGradientMethod):
 
         def compute(examples, mask):
             options: Any = {"order": order, "memory_budget": budget, "passes": passes}
-            return ClippedSum(*clipped_sum_of(program, params, examples, mask, labels, factors, **options))
+            return clipped_sum_of(program, params, examples, mask, labels, factors, **options)
 
         return in_microbatches(compute, examples, mask, size)
 

@@ -27,13 +27,9 @@ def in_microbatches(
     batch = mask.shape[0]
     if size is None or size >= batch:
         return compute(examples, mask)
-    number = -(-batch // size)
-    # a sharded batch axis is cut so that every device keeps its own examples: no padding, no communication
     axis = batch_axis(examples)
     is_sharded = axis is not None
-    if is_sharded:
-        share = batch // axis_size(axis)
-        number = next((n for n in range(number, share) if share % n == 0), share)
+    number = microbatch_count(batch, size, axis_size(axis) if is_sharded else None)
     per = -(-batch // number)
     padding = per * number - batch
 
@@ -62,21 +58,33 @@ def in_microbatches(
     def body(total, xs):
         def real(total):
             out = jax.tree.unflatten(treedef, run(*jax.tree.leaves(xs)))
-            return jax.tree.map(jnp.add, total, out.total), (out.norms, out.losses, out.aux)
+            return jax.tree.map(jnp.add, total, out.total), (out.norms, out.losses, out.aux, out.bounds)
 
         def padding_only(total):
             out = jax.tree.unflatten(
                 treedef, [jnp.zeros(v.shape, v.dtype, out_sharding=_sharding(v)) for v in closed.out_avals]
             )
-            return total, (out.norms, out.losses, out.aux)
+            return total, (out.norms, out.losses, out.aux, out.bounds)
 
         return lax.cond(jnp.any(xs[1]), real, padding_only, total)
 
     avals = jax.tree.unflatten(treedef, closed.out_avals).total
     zero = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype, out_sharding=_sharding(v)), avals)
     total, rows = lax.scan(body, zero, (stacked, masks))
-    norms, losses, aux = jax.tree.map(merge, rows)
-    return ClippedSum(total, norms, losses, aux)
+    return ClippedSum(total, *jax.tree.map(merge, rows))
+
+
+def microbatch_count(batch: int, size: int, devices: int | None) -> int:
+    """Into how many microbatches of at most `size` examples a batch is cut.
+
+    Over `devices`, all of a sharded batch's, it is cut so that every device keeps its own examples, without padding or communication: row `r` of a
+    device's share is in microbatch `r` modulo their number. Otherwise (None) examples in a row are together.
+    """
+    number = -(-batch // size)
+    if devices is None:
+        return number
+    share = batch // devices
+    return next((n for n in range(number, share) if share % n == 0), share)
 
 
 def _sharding(aval):

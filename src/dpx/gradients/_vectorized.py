@@ -53,9 +53,9 @@ class Vectorized(AbstractGradientMethod):
             leaves, treedef = jax.tree.flatten(grads)
             found = norms_of(leaves, order)
             norms = grouped_norms(found, labels, order)
-            bounds = [at_most(norm, g.shape[1:], order) for norm, g in zip(found, leaves, strict=True)]
-            safe = grouped_norms(bounds, labels, order)
-            weights, keep = clip_weights(safe, mask, factors)
+            at_least = [at_most(norm, g.shape[1:], order) for norm, g in zip(found, leaves, strict=True)]
+            safe = grouped_norms(at_least, labels, order)
+            weights, keep, bounds = clip_weights(safe, mask, factors)
             # an example that is dropped is seen to be
             norms = jnp.where(jnp.isfinite(safe), norms, safe)
             if quantise is None:
@@ -63,7 +63,7 @@ class Vectorized(AbstractGradientMethod):
             else:
                 terms = [weighted(g, weights[:, :, label], keep) for g, label in zip(leaves, labels, strict=True)]
                 sums = [jnp.sum(v, axis=0, dtype=jnp.int32) for v in quantise(terms)]
-            return ClippedSum(jax.tree.unflatten(treedef, sums), norms, losses, aux)
+            return ClippedSum(jax.tree.unflatten(treedef, sums), norms, losses, aux, bounds)
 
         return in_microbatches(compute, examples, mask, self.microbatch_size)
 

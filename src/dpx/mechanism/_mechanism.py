@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from .._types import Params, Participation, RealScalarLike
-from ..clipping import AbstractClipping, NoClipping
+from ..clipping import AbstractClipping, AbstractSlackClipping, NoClipping
 from ..metrics import AbstractMetric
 from ..noise import AbstractIntegerNoise, AbstractNoise, Rounding
 from ._budget_split import check_joint_noise, joint_scale, queries_per_event
@@ -71,7 +71,8 @@ class Mechanism(eqx.Module):
         names = {"noise": type(noise).__name__, "clipping": type(clipping).__name__}
         if clipping.order != noise.order:
             raise ValueError(_MSG_ORDER.format(order=noise.order, other=clipping.order, **names))
-        if clipping.side_noise_multipliers and noise.is_integer:
+        is_curious = bool(clipping.side_noise_multipliers) or isinstance(clipping, AbstractSlackClipping)
+        if is_curious and noise.is_integer:
             # its scale only says what one step of the grid is worth
             raise ValueError(_MSG_INTEGERS.format(**names))
         if metrics and noise.order != 2:

@@ -8,7 +8,14 @@ import numpy as np
 from .. import accounting
 from .._round import exactly, round_up
 from ..accounting import NEIGHBOURS, Adjacency, TradeOffCurve, is_monte_carlo
-from ..clipping import AbstractClipping, AdaptiveClipping, FlatClipping, GroupClipping, HardThresholdClipping
+from ..clipping import (
+    AbstractClipping,
+    AdaptiveClipping,
+    FlatClipping,
+    GroupClipping,
+    HardThresholdClipping,
+    SlackClipping,
+)
 from ..mechanism import Mechanism
 from ..metrics import AbstractMetric
 from ..noise import IndependentGaussian
@@ -69,6 +76,7 @@ def facts_of(
     sampler: AbstractSampler,
     mechanism: Mechanism,
     *,
+    steps: int,
     epsilon: float,
     delta: float,
     adjacency: Adjacency,
@@ -100,7 +108,8 @@ def facts_of(
         "kind": type(sampler).__name__,
         "num_examples": sampler.num_examples,
         "expected_batch_size": sampler.batch_size,
-        "steps": sampler.steps,
+        "steps": steps,
+        "planned_steps": sampler.steps,
         "assumption": _sampling_text(sampler, unit),
         "min_separation": sampler.participation.min_separation,
         "max_participations": sampler.participation.max_participations,
@@ -124,7 +133,7 @@ def facts_of(
         metrics={name: described(metric) for name, metric in metrics.items()},
         metrics_text=", ".join(_metric_text(name, metric) for name, metric in metrics.items()),
         sampling=sampling,
-        shuffling_gap=_shuffling_gap(sampler, mechanism, delta),
+        shuffling_gap=_shuffling_gap(sampler, mechanism, delta, steps),
         curve=curve,
         epsilon_after_steps=epsilon_after_steps,
         versions=versions(),
@@ -161,7 +170,7 @@ def _metric_text(name: str, metric: AbstractMetric) -> str:
     return f"{name} (`{type(metric).__name__}`, noise multiplier {round_up(float(metric.noise_multiplier))})"
 
 
-def _shuffling_gap(sampler: AbstractSampler, mechanism: Mechanism, delta: float) -> dict[str, float] | None:
+def _shuffling_gap(sampler: AbstractSampler, mechanism: Mechanism, delta: float, steps: int) -> dict[str, float] | None:
     r"""What a Poisson accountant would claim for one epoch of shuffled batches at `delta`, and what is known to be true.
 
     At the `epsilon` that Poisson sampling would have, shuffled batches have a delta of at least `delta_at_least` (Chua et al. 2024). None where no
@@ -170,7 +179,7 @@ def _shuffling_gap(sampler: AbstractSampler, mechanism: Mechanism, delta: float)
     if not isinstance(sampler, ShuffleSampler) or not isinstance(mechanism.noise, IndependentGaussian):
         return None
     batches = sampler.num_examples // sampler.batch_size
-    if sampler.steps < batches or batches < 2:
+    if steps < batches or batches < 2:
         return None
     import dp_accounting as da
 
@@ -212,6 +221,11 @@ def _clipping_text(clipping: AbstractClipping, unit: str) -> str:
             how = (
                 f"{norm} clip norm {values['initial_norms']} at first, which follows quantile {values['quantile']} of the gradients' norms "
                 f"(learning rate {values['learning_rate']}, counts of noise multiplier {values['count_noise_multiplier']}); in units of the first"
+            )
+        case SlackClipping():
+            how = (
+                f"{norm} clip norm {values['initial_norm']} at first, which follows quantile {values['quantile']} of the gradients' norms "
+                f"(learning rate {values['learning_rate']}) by what shorter gradients leave unused, in {values['bins']} bins; in units of the first"
             )
         case HardThresholdClipping():
             how = f"gradients of {norm} norm above {values['threshold']} are left out, others multiplied by {values['norm']} / {values['threshold']}"

@@ -1,7 +1,7 @@
 """`PrivacyPlan`: sampling, clipping, noise and neighbours, and the arithmetic that binds them."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, get_args
 
@@ -12,9 +12,10 @@ from jaxtyping import PyTree
 from .. import accounting
 from .._checks import choice, instance, integer, probability
 from .._rounding_up import rounded_up
-from .._types import Batch, FilePath, Integer, RealScalarLike, Unchecked, Unit
+from .._types import FilePath, Integer, RealScalarLike, Unchecked, Unit
 from ..accounting import AccountantName, Adjacency, Neighbours
 from ..clipping import AbstractClipping, as_clipping
+from ..data import Batches, Data, gather_batches
 from ..gradients import AbstractGradientMethod
 from ..mechanism import Mechanism
 from ..metrics import AbstractMetric, check_metric, check_metrics
@@ -22,7 +23,7 @@ from ..noise import AbstractNoise, check_noise
 from ..private_gradient import PrivateGradient, PrivateSum, Stated, stated_of
 from ..problem import WithinUser
 from ..random import fresh_seed
-from ..sampling import AbstractSampler, check_seed, gather_batches
+from ..sampling import AbstractSampler, check_seed
 from . import _search
 from ._compatible import check_accountable, mechanism_of, protected_unit
 from ._facts import Facts, as_data, facts_of, milestones, versions
@@ -262,14 +263,13 @@ class PrivacyPlan(AbstractQuestions):
             **self._of_a_run(),
         )
 
-    def batches(
-        self, data: Batch, *, seed: Integer | None, start: Integer = 0
-    ) -> Iterator[tuple[tuple[PyTree, ...], np.ndarray]]:
-        """The run's batches from step `start` on: `(batch, mask)`, padded to one physical size so that a run compiles once.
+    def batches(self, data: Data, *, seed: Integer | None, start: Integer = 0) -> Batches[np.ndarray]:
+        """The run's batches from step `start` on, `(batch, mask)` in memory, padded to one physical size so that a run compiles once; with a `len`.
+        For data that take time to read, several devices or several processes, `dpx.data.feed` gives the same batches ahead, where they belong.
 
         **Arguments:**
 
-        - `data`: a tuple of PyTrees of arrays, or pandas tables, with `num_examples` rows each, which belong together by position.
+        - `data`: arrays or pandas tables in a tuple, which belong together by position, or whatever `dpx.data.as_source` takes.
         - `seed`: the secret of the sampling, up to 128 bits; None draws one from the operating system (which cannot be resumed, and is refused in a
             run of several processes, which must share one: `dpx.random.shared_seed()`).
         - `start`: the step to start from; the batches are those of a run that was never stopped.
@@ -286,7 +286,7 @@ class PrivacyPlan(AbstractQuestions):
         seed = fresh_seed() if seed is None else check_seed("PrivacyPlan.batches(seed=...)", seed)
         return gather_batches(self.sampler, data, seed=seed, start=start)
 
-    def statement(self, delta: RealScalarLike, *, in_clip_norms: bool = False) -> str:
+    def statement(self, delta: RealScalarLike, *, in_clip_norms: bool = False, steps: Integer | None = None) -> str:
         r"""The privacy statement, in plain English: mechanism, unit, adjacency, sampling, parameters, epsilon, and what is assumed.
 
         Epsilon, delta, noise and rates of attacks are rounded up, so that what is read is a bound and what is run again keeps it.
@@ -295,15 +295,18 @@ class PrivacyPlan(AbstractQuestions):
 
         - `delta`: $\delta$.
         - `in_clip_norms`: state the noise in units of the clip norm, where that is not chosen yet: privacy does not depend on it.
+        - `steps`: of a run of the first `steps` steps alone, whose number was not chosen by looking at what the run released.
         """
         delta = probability("PrivacyPlan.statement(delta=...)", delta)
-        facts = self._facts(delta, 0, in_clip_norms=in_clip_norms)
+        facts = self._facts(delta, 0, steps, in_clip_norms=in_clip_norms)
         return NOT_PRIVATE if facts is None else statement(facts)
 
-    def report(self, delta: RealScalarLike, *, in_clip_norms: bool = False) -> dict[str, Any]:
+    def report(
+        self, delta: RealScalarLike, *, in_clip_norms: bool = False, steps: Integer | None = None
+    ) -> dict[str, Any]:
         """What the statement says, the event, curves and versions, as JSON-serialisable data; arguments as for `statement`."""
         delta = probability("PrivacyPlan.report(delta=...)", delta)
-        facts = self._facts(delta, 8, in_clip_norms=in_clip_norms)
+        facts = self._facts(delta, 8, steps, in_clip_norms=in_clip_norms)
         if facts is None:
             return {"is_private": False, "statement": NOT_PRIVATE, "versions": versions()}
         return {**as_data(facts), "statement": statement(facts), "versions": facts.versions}
@@ -322,26 +325,26 @@ class PrivacyPlan(AbstractQuestions):
         if not self.mechanism.is_private:
             raise ValueError("A plan with `NoClipping` has no privacy to plot. Use `FlatClipping(norm)`.")
         check_matplotlib()
-        facts = self._facts(delta, 20, crowded=True)
-        assert facts is not None
+        facts: Any = self._facts(delta, 20, None, crowded=True)
         return plot(facts, path)
 
-    def _facts(self, delta: float, number: int, *, crowded: bool = False, in_clip_norms: bool = False) -> Facts | None:
-        """What the plan knows of itself, with epsilon after so many numbers of steps; None if it is not private."""
+    def _facts(
+        self, delta: float, number: int, steps: Integer | None, *, crowded: bool = False, in_clip_norms: bool = False
+    ) -> Facts | None:
+        """What the plan knows of its first `steps`, with epsilon after `number` numbers of them; None if it is not private."""
         if not self.mechanism.is_private:
             return None
-        epsilon, event = self.epsilon(delta), self.event
-        steps = milestones(event, self.steps, number, crowded) if number else []
+        taken = self._first(steps)
+        event = self._event(taken)
+        after = milestones(event, taken, number, crowded) if number else []
+        numbers: Any = {"adjacency": self.adjacency, "unit": self.unit, "accountant": self.accountant}
+        numbers |= {"steps": taken, "epsilon": self.epsilon(delta, steps), "delta": delta}
         return facts_of(
             self.sampler,
             self.mechanism,
-            epsilon=epsilon,
-            delta=delta,
-            adjacency=self.adjacency,
-            unit=self.unit,
-            accountant=self.accountant,
             event=event,
-            curve=self.trade_off(),
-            epsilon_after_steps=tuple((n, self.epsilon(delta, n)) for n in steps),
+            curve=self.trade_off(steps),
+            **numbers,
+            epsilon_after_steps=tuple((n, self.epsilon(delta, n)) for n in after),
             in_clip_norms=in_clip_norms,
         )

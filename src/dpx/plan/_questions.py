@@ -134,10 +134,10 @@ class AbstractQuestions(eqx.Module):
                 continue  # nobody can account for it
         return found
 
-    def trade_off(self) -> TradeOffCurve:
-        """What any attacker who knows all but one unit can reach: error rates and advantage. Uses privacy loss distributions, or
-        Rényi accounting for noise that has none."""
-        event = self._event(self.steps)
+    def trade_off(self, steps: Integer | None = None) -> TradeOffCurve:
+        """What any attacker who knows all but one unit can reach who sees the run, or its first `steps` steps: error rates and advantage. Uses
+        privacy loss distributions, or Rényi accounting for noise that has none."""
+        event = self._event(self._first(steps))
         if not self.mechanism.is_private:
             return TradeOffCurve((0.0,), (1.0,))
         if self.mechanism.noise.is_integer:

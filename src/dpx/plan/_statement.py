@@ -30,7 +30,7 @@ def statement(facts: Facts) -> str:
         *_side_lines(facts),
         f"- Sampling: {facts.sampling['assumption']}.",
         *_shuffling_lines(facts),
-        f"- Steps: {facts.sampling['steps']}. All intermediate models may be published.",
+        f"- Steps: {_steps(facts)}. All intermediate models may be published.",
         f"- Epsilon: {round_epsilon(facts.epsilon)} at delta {round_up(facts.delta)}, an upper bound computed with {facts.tool} (dp_accounting "
         f"{facts.versions['dp-accounting']}).",
         f"- Attack advantage: whoever knows everything but one {unit} tells with true-positive rate minus false-positive rate at most "
@@ -40,6 +40,11 @@ def statement(facts: Facts) -> str:
         f"preprocessing) are not counted; and {ideal}.",
     ]
     return "\n".join(lines)
+
+
+def _steps(facts: Facts) -> str:
+    taken, planned = facts.sampling["steps"], facts.sampling["planned_steps"]
+    return str(taken) if taken == planned else f"the first {taken} of the {planned} that were planned"
 
 
 def _side_lines(facts: Facts) -> list[str]:

@@ -30,10 +30,11 @@ from ..problem import (
 )
 from ..random import check_key, fresh_key
 from ._diagnostics import Diagnostics, diagnostics_of, measured
+from ._learning import learnt, query_of, struct_of_query
 from ._outcome import are_usable, has_budget, outcome
 from ._state import PrivateGradientState, Result, check_state
 from ._stated import Stated, check_stated
-from ._sums import clipped, published, rescaled, struct_of_sum
+from ._sums import clipped, published, rescaled
 
 # Domains of the state's key: the noise, the loss's own randomness, the clipping's and the metrics' never share a stream.
 _NOISE, _LOSS, _CLIPPING, _METRICS = 0, 1, 2, 3
@@ -73,8 +74,7 @@ class PrivateGradient(eqx.Module):
     - `metrics`: private statistics to release at every step, by name; see `PrivacyPlan.with_metrics`, which accounts for them.
     - `stated`: what a plan that made this states about it; a gradient whose numbers differ from it is refused (where they are traced, it is NaN and
         `Result.not_the_plan`). Yours to leave alone.
-    - `physical_batch_size`: the size to which a plan's batches are padded: one of another size and without a mask is warned about, since it
-        comes from somewhere else.
+    - `physical_batch_size`: the size to which a plan's batches are padded: one of another size and without a mask is warned about.
     """
 
     loss: Callable[..., Any]
@@ -167,7 +167,7 @@ class PrivateGradient(eqx.Module):
         return PrivateGradientState(
             key,
             jnp.array(0, jnp.int32),
-            self.noise.init(jax.tree.map(struct_of_sum, params)),
+            self.noise.init(struct_of_query(self.clipping, params)),
             self.clipping.init(params),
             {name: metric.init() for name, metric in self.metrics.items()},
             Result.successful,
@@ -253,10 +253,11 @@ class PrivateGradient(eqx.Module):
             warn_of_strange_batch(self.physical_batch_size, batch)
 
         # add noise
-        noisy, buffers = mechanism.step(out.total, jr.fold_in(state.key, _NOISE), state.step, state.noise)
+        query = query_of(self.clipping, out, seen, state.clipping)
+        noisy, buffers = mechanism.step(query, jr.fold_in(state.key, _NOISE), state.step, state.noise)
 
         # learn from norms and losses, privately
-        clipping = self.clipping.update(state.clipping, out.norms, seen, self.normalizer, step_key(_CLIPPING))
+        noisy, clipping = learnt(self.clipping, noisy, state.clipping, out, seen, self.normalizer, step_key(_CLIPPING))
         diagnostics = diagnostics_of(out, seen, self.clipping.order)
         metrics = measured(self.metrics, state.metrics, diagnostics, seen, self.normalizer, step_key(_METRICS))
 
@@ -270,8 +271,7 @@ class PrivateGradient(eqx.Module):
         # where noise is kept in buffers: what is bad in a buffer ends there, and a check of the buffers themselves would read all of them and
         # keep XLA from writing the one slot that changes in place.
         is_late = scaling is not None or self.noise.is_integer or bool(jax.tree.leaves(buffers))
-        rescale = self.clipping.rescale(state.clipping)
-        rescale = rescale if rescale is None else usable(rescale)
+        rescale = jax.tree.map(usable, self.clipping.rescale(state.clipping))
         checked = (out.total, mechanism.scale(), clipping, rescale, grads if is_late else None)
         params, frozen = eqx.partition(model, self.filter_spec)
         positive = (self.normalizer, [metric.noise_multiplier for metric in self.metrics.values()], scaling)

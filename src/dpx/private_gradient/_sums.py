@@ -4,8 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, PyTree
 
+from .._checks import is_traced
 from .._tree import wide_dtype
 from .._types import Params
 from ..clipping import AbstractClipping
@@ -31,7 +33,7 @@ def clipped(
     loss = watched(problem.loss, source)
     out = method.clipped_sum(loss, params, problem.examples, mask, labels, order, factors, **options)
     total = jax.tree.map(like, out.total, problem.trained)
-    rows = (out.norms, out.losses, out.aux)
+    rows: Any = (out.norms, out.losses, out.aux, out.bounds)
     if problem.size == 0:
         rows, mask = jax.tree.map(lambda x: x[:0], (rows, mask))
     return ClippedSum(total, *rows), mask
@@ -58,4 +60,8 @@ def published(
 def struct_of_sum(x: Array) -> jax.ShapeDtypeStruct:
     """Shape, dtype and layout of the sum of gradients with respect to `x`."""
     x = jnp.asarray(x)
-    return jax.ShapeDtypeStruct(x.shape, wide_dtype(x.dtype), sharding=jax.typeof(x).sharding)
+    # under auto axes only an array itself knows how it is laid out, not its type
+    is_laid_out = not is_traced(x) and isinstance(x.sharding, NamedSharding)
+    return jax.ShapeDtypeStruct(
+        x.shape, wide_dtype(x.dtype), sharding=x.sharding if is_laid_out else jax.typeof(x).sharding
+    )

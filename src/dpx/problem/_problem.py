@@ -76,6 +76,8 @@ def prepare(
         batch = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch)
         mask = jnp.zeros(1, bool)
 
+    axis = batch_axis(batch)
+
     # the loss, of one of them
     per_example = PerExample(loss, static, has_aux, inner)
     if unit == "user":
@@ -85,11 +87,12 @@ def prepare(
         if key is None:
             raise ValueError("This loss takes `key`: `clipped_sum(..., key=jax.random.key(...))` must be given one.")
         check_key("key=...", key)
-        # one fold for each example, so that neither padding nor microbatches change an example's randomness
-        keys = jax.vmap(jr.fold_in, in_axes=(None, 0))(key, jnp.arange(mask.shape[0]))
+        # one fold for each example, by its rank among the real ones, so that neither padding, wherever it stands, nor microbatches nor devices
+        # change an example's randomness
+        ranks = jnp.maximum(jnp.cumsum(off_batch_axis(mask, axis)) - 1, 0)
+        keys = jax.vmap(jr.fold_in, in_axes=(None, 0))(key, ranks)
 
     # devices: who has which examples, and all of the parameters
-    axis = batch_axis(batch)
     batch, mask, keys = shard_batch((batch, mask, keys), axis)
     params = off_batch_axis(params, axis)
 

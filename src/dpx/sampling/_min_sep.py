@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, ClassVar
 import equinox as eqx
 import numpy as np
 
-from .._checks import choice, positive_int
+from .._checks import choice, integer, positive_int
 from .._round import round_up
-from .._types import Adjacency, Integer, Participation
-from ..random import Domain, generator
+from .._types import Adjacency, Integer, Participation, Unchecked
+from ..random import Domain, check_seed, generator
 from ..strategies import AbstractStrategy, BandedToeplitz
 from ._base import (
     PRESENCE,
@@ -20,7 +20,7 @@ from ._base import (
     gaussian_multiplier,
     largest_batch,
 )
-from ._renewal import renewal_batch
+from ._renewal import Renewal
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -35,8 +35,9 @@ class MinSepSampler(AbstractSampler):
 
     !!! success "Guarantee"
 
-        The batch is a pure function of `(seed, step)`, and of distribution exactly as stated. Taken in order, a batch costs time and memory in
-        proportion to the last $b$ batches; the first one asked for is replayed from step 0.
+        The batch is a pure function of `(seed, step)`, and of distribution exactly as stated. Taken in order, a batch costs time in proportion to its
+        size and memory to the last $b + 8$. The first one asked for is replayed from step 0, unless `dpx.sampling.resume` hands over what
+        `dpx.sampling.resume_state` gave, as checkpoints do.
 
     **Arguments:**
 
@@ -134,15 +135,25 @@ class MinSepSampler(AbstractSampler):
 
     def indices(self, seed: int, step: int) -> np.ndarray:
         check_step(self, step)
-        share = self.batch_size / self.num_examples
-        is_warm = self.start == "warm"
-        rest = self.min_separation - 1
-        rows = renewal_batch(self.num_examples, self.sampling_probability, share, rest, is_warm, seed, step)
+        rows = self._renewal(seed).batch(step)
         if self.max_batch_size is None or len(rows) <= self.max_batch_size:
             return rows
         # who is cut off rests all the same, so that later batches are those of a run in which nobody was
         rng = generator(seed, step, Domain.MIN_SEP_CUTS)
         return rows[np.sort(rng.choice(len(rows), self.max_batch_size, replace=False, shuffle=False))]
+
+    def resume_state(self, seed: Integer, step: Integer) -> dict[str, np.ndarray]:
+        """What batch `step` and those after it depend on: see `dpx.sampling.resume_state`."""
+        return self._renewal(seed).state(_next_step(self, "resume_state", step))
+
+    def resume(self, seed: Integer, step: Integer, state: Unchecked[dict[str, np.ndarray]]) -> None:
+        """Spares the replay of the steps before `step`: see `dpx.sampling.resume`."""
+        self._renewal(seed).resume(_next_step(self, "resume", step), state)
+
+    def _renewal(self, seed: Integer) -> Renewal:
+        share, is_warm = self.batch_size / self.num_examples, self.start == "warm"
+        seed = check_seed("seed=...", seed)
+        return Renewal(self.num_examples, self.sampling_probability, share, self.min_separation - 1, is_warm, seed)
 
     def event(
         self, mechanism: "DpEvent", bands: int | None, steps: int, strategy: AbstractStrategy | None = None
@@ -187,6 +198,14 @@ class MinSepSampler(AbstractSampler):
             )
         sensitivity = strategy.sensitivity(self.steps, *self.participation_per_event)
         return tuple((np.asarray(strategy.coefficients[: self.steps]) / sensitivity).tolist())
+
+
+def _next_step(sampler: MinSepSampler, name: str, step: Integer) -> int:
+    """The number of a step that is still to come, or of the one after the last."""
+    number = integer(f"MinSepSampler.{name}(step=...)", step)
+    if not 0 <= number <= sampler.steps:
+        raise ValueError(f"`MinSepSampler.{name}(step=...)` must lie between 0 and {sampler.steps}; got {number}.")
+    return number
 
 
 def binomial_tail(trials: int, probability: float, most: int) -> float:

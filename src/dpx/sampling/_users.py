@@ -7,10 +7,12 @@ import equinox as eqx
 import numpy as np
 
 from .._checks import described, instance, positive_int
-from .._types import Adjacency, Integer, Participation
+from .._types import Adjacency, FilePath, Integer, Participation, Unchecked
 from ..random import Domain, generator
 from ..strategies import AbstractStrategy
 from ._base import AbstractSampler
+from ._resume import resume, resume_state
+from ._user_index import UserIndex, counted, folder_name, random_subsets, user_index
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -33,6 +35,9 @@ class UserSampler(AbstractSampler):
     - `user_ids`: for each row of the data the user that it belongs to: a number from 0, or a name (text, or whatever can be hashed), of which there
         are as many different ones as `base` samples. Every user owns at least one row.
     - `examples_per_user`: at most so many rows of one user are in a batch.
+    - `index`: a folder for the index of which rows a user owns, which is made there, for nobody else to read, and mapped into memory. Without it the
+        index is in memory, 8 bytes a row. Rows that are sorted by user need none. Where `user_ids` are a memory map, memory then holds a number
+        for every user and what a batch takes, however many rows there are.
 
     ??? example
 
@@ -49,13 +54,13 @@ class UserSampler(AbstractSampler):
     base: AbstractSampler
     user_ids: np.ndarray
     examples_per_user: int = eqx.field(static=True)
-    _rows: np.ndarray = eqx.field(init=False)
-    """The rows of the data, sorted by user."""
-    _edges: np.ndarray = eqx.field(init=False)
-    """Where each user's rows begin there, and where the last's end."""
+    index: str | None = eqx.field(static=True)
+    _index: UserIndex = eqx.field(init=False)
     unit: ClassVar[str] = "user"
 
-    def __init__(self, base: AbstractSampler, user_ids: Any, examples_per_user: Integer):
+    def __init__(
+        self, base: AbstractSampler, user_ids: Any, examples_per_user: Integer, *, index: FilePath | None = None
+    ):
         name = "UserSampler"
         instance(f"{name}(base=...)", base, AbstractSampler, "PoissonSampler(num_users, 100, 1_000)")
         if base.unit != "example":
@@ -64,15 +69,15 @@ class UserSampler(AbstractSampler):
         self.examples_per_user = positive_int(f"{name}(examples_per_user=...)", examples_per_user)
         users = base.num_examples
         ids = _numbered(f"{name}(user_ids=...)", user_ids, users)
-        counts = np.bincount(ids, minlength=users)
+        counts = counted(ids, users)
         if not counts.all():
             raise ValueError(
                 f"`{name}(user_ids=...)` gives no row to {np.sum(counts == 0)} of the {users} users that `base` samples, the first of them "
                 f"{np.argmin(counts)}. Number those that have any with `np.unique(..., return_inverse=True)`, and give `base` their number."
             )
         self.user_ids = ids
-        self._rows = np.argsort(ids, kind="stable")
-        self._edges = np.concatenate([[0], np.cumsum(counts)])
+        self.index = folder_name(index)
+        self._index = user_index(ids, counts, self.index)
 
     @property
     def num_examples(self) -> int:
@@ -88,7 +93,7 @@ class UserSampler(AbstractSampler):
 
     @property
     def num_rows(self) -> int:
-        return len(self._rows)
+        return len(self.user_ids)
 
     @property
     def participation(self) -> Participation:
@@ -112,14 +117,33 @@ class UserSampler(AbstractSampler):
 
     def indices(self, seed: int, step: int) -> np.ndarray:
         users = self.base.indices(seed, step)
-        begins, sizes = self._edges[users], self._edges[users + 1] - self._edges[users]
+        rows, edges = self._index
+        begins, sizes = edges[users], edges[users + 1] - edges[users]
         places = np.arange(self.examples_per_user)
         positions = np.where(places < sizes[:, None], begins[:, None] + places, -1)
-        rng = generator(seed, step, Domain.ROWS_OF_USERS)
-        for i in np.flatnonzero(sizes > self.examples_per_user):
-            chosen = rng.choice(int(sizes[i]), self.examples_per_user, replace=False, shuffle=False)
-            positions[i] = begins[i] + np.sort(chosen)
-        return np.where(positions >= 0, self._rows[positions], -1)
+        is_over = sizes > self.examples_per_user
+        subsets = random_subsets(sizes[is_over], self.examples_per_user, generator(seed, step, Domain.ROWS_OF_USERS))
+        positions[is_over] = begins[is_over, None] + subsets
+        if rows is None:
+            return positions
+        batch = np.where(positions >= 0, rows[positions], -1)
+        # a file that somebody changed may not give users the rows of others
+        if self.index is not None:
+            owners = self.user_ids[np.clip(batch, 0, self.num_rows - 1)]
+            if ((owners != users[:, None]) & (positions >= 0)).any() or batch.max(initial=-1) >= self.num_rows:
+                raise ValueError(
+                    f"`UserSampler(index={self.index!r})` gives users rows that are not theirs: the file was changed. Remove the folder, and it is "
+                    "made again."
+                )
+        return batch
+
+    def resume_state(self, seed: Integer, step: Integer) -> dict[str, np.ndarray]:
+        """What `base` needs: see `dpx.sampling.resume_state`."""
+        return resume_state(self.base, seed, step)
+
+    def resume(self, seed: Integer, step: Integer, state: Unchecked[dict[str, np.ndarray]]) -> None:
+        """Hands it over to `base`: see `dpx.sampling.resume`."""
+        resume(self.base, seed, step, state)
 
     def event(
         self, mechanism: "DpEvent", bands: int | None, steps: int, strategy: AbstractStrategy | None = None
@@ -141,13 +165,13 @@ def _numbered(call: str, user_ids: Any, users: int) -> np.ndarray:
     except ValueError:  # tuples of several lengths
         ids = np.empty(len(user_ids), object)
     if ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer) and len(ids):
-        outside = ids[(ids < 0) | (ids >= users)]
-        if len(outside):
+        if ids.min() < 0 or ids.max() >= users:
+            outside = ids[(ids < 0) | (ids >= users)]
             raise ValueError(
                 f"`{call}` must lie between 0 and {users - 1}, since `base` samples {users} users; got {outside[0]} and {len(outside) - 1} more "
                 "outside. Number users with `np.unique(user_ids, return_inverse=True)[1]`."
             )
-        return ids.astype(np.int64)
+        return ids.astype(np.int64, copy=False) if ids.dtype.itemsize < 4 else ids
     # names as they were given: NumPy would make texts of what is mixed, and a table of tuples
     given: Any = user_ids
     names: list[Any] = given.tolist() if is_array else list(given)

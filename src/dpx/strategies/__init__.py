@@ -2,7 +2,7 @@
 
 from ._banded_inverse import BandedInverse as BandedInverse
 from ._banded_toeplitz import BandedToeplitz as BandedToeplitz
-from ._base import AbstractStrategy as AbstractStrategy
+from ._base import AbstractAnalysedStrategy as AbstractAnalysedStrategy, AbstractStrategy as AbstractStrategy
 from ._buffered_toeplitz import BufferedToeplitz as BufferedToeplitz
 from ._column_normalized import ColumnNormalizedBanded as ColumnNormalizedBanded
 from ._dense import DenseStrategy as DenseStrategy

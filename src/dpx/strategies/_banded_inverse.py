@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from .._checks import positive_int
-from ._base import AbstractStrategy, check_bands, check_coefficients, check_steps
+from ._base import AbstractAnalysedStrategy, check_bands, check_coefficients, check_steps
 from ._error import Workload, check_kind, inverse_error, inverse_series, resolve_workload
 from ._optimize import optimize_inverse_banded
 from ._sensitivity import check_participation, toeplitz, toeplitz_sensitivity
@@ -16,7 +16,7 @@ from ._square_root import square_root_coefficients
 from ._stream import Ring, filter_step, init_ring, replay_step
 
 
-class BandedInverse(AbstractStrategy[Ring]):
+class BandedInverse(AbstractAnalysedStrategy[Ring]):
     r"""$C^{-1}$ is banded Toeplitz with $\tilde c_0, \dots, \tilde c_{p-1}$: $x_t = \sum_{j<p} \tilde c_j z_{t-j}$.
 
     Keeps $p - 1$ copies of the parameters, or none: `replay` draws the same $z_{t-j}$ again. Never ends.
@@ -112,17 +112,5 @@ class BandedInverse(AbstractStrategy[Ring]):
         squares = np.cumsum(np.square(self.inverse_coefficients))
         return squares[np.minimum(np.arange(steps), len(squares) - 1)]
 
-    def error(
-        self,
-        steps: int,
-        workload: Workload = "prefix",
-        kind: str = "mean",
-        *,
-        min_separation: int = 1,
-        max_participations: int | None = 1,
-    ) -> float:
-        call = "BandedInverse.error"
-        check_kind(call, kind)
-        queries = resolve_workload(call, workload, check_steps(call, steps, None))
-        sensitivity = self.sensitivity(steps, min_separation, max_participations)
-        return sensitivity * inverse_error(np.asarray(self.inverse_coefficients), queries, kind)
+    def decoder_error(self, queries: np.ndarray, kind: str) -> float:
+        return inverse_error(np.asarray(self.inverse_coefficients), queries, kind)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from .._checks import described, function, positive_float, positive_int
-from ._base import MSG_NO_REPLAY, AbstractStrategy, check_bands, check_coefficients, check_steps
+from ._base import MSG_NO_REPLAY, AbstractAnalysedStrategy, check_bands, check_coefficients, check_steps
 from ._error import Workload, check_kind, inverse_series, resolve_workload, toeplitz_error
 from ._optimize import candidate_bands, optimize_banded
 from ._sensitivity import check_participation, toeplitz, toeplitz_sensitivity
@@ -16,7 +16,7 @@ from ._square_root import square_root_coefficients
 from ._stream import Ring, init_ring, solve_step
 
 
-class BandedToeplitz(AbstractStrategy[Ring]):
+class BandedToeplitz(AbstractAnalysedStrategy[Ring]):
     r"""$C$ has $c_0, \dots, c_{b-1}$ on its diagonals and zero below: $x_t = (z_t - \sum_{j=1}^{b-1} c_j x_{t-j}) / c_0$.
 
     Keeps $b - 1$ copies of the parameters. Never ends, and is the strategy that cyclic Poisson sampling amplifies.
@@ -130,17 +130,5 @@ class BandedToeplitz(AbstractStrategy[Ring]):
         steps = check_steps("BandedToeplitz.inverse_row_power", steps, None)
         return np.cumsum(np.square(inverse_series(np.asarray(self.coefficients), steps)))
 
-    def error(
-        self,
-        steps: int,
-        workload: Workload = "prefix",
-        kind: str = "mean",
-        *,
-        min_separation: int = 1,
-        max_participations: int | None = 1,
-    ) -> float:
-        call = "BandedToeplitz.error"
-        check_kind(call, kind)
-        queries = resolve_workload(call, workload, check_steps(call, steps, None))
-        sensitivity = self.sensitivity(steps, min_separation, max_participations)
-        return sensitivity * toeplitz_error(np.asarray(self.coefficients), queries, kind)
+    def decoder_error(self, queries: np.ndarray, kind: str) -> float:
+        return toeplitz_error(np.asarray(self.coefficients), queries, kind)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from .._checks import positive_int, real_array, real_number
-from ._error import Workload
+from ._error import Workload, check_kind, resolve_workload
 
 Buffers = TypeVar("Buffers")
 
@@ -105,6 +105,32 @@ class AbstractStrategy(eqx.Module, Generic[Buffers]):
         - `kind`: `"mean"`, $\text{sens} \cdot \|A C^{-1}\|_F / \sqrt n$, or `"max"`, $\text{sens} \cdot \max_i \|(A C^{-1})_i\|$.
         - `min_separation`, `max_participations`: as for `sensitivity`.
         """
+
+
+class AbstractAnalysedStrategy(AbstractStrategy[Buffers]):
+    """A strategy whose error is its sensitivity times that of its decoder, of any workload."""
+
+    @abc.abstractmethod
+    def decoder_error(self, queries: np.ndarray, kind: str) -> float:
+        r"""$\|A C^{-1}\|_F / \sqrt n$ (`kind` `"mean"`) or $\max_i \|(A C^{-1})_i\|$ (`"max"`).
+
+        **Arguments:** `queries`, the workload $A$: the `(steps,)` coefficients of a Toeplitz matrix, or a lower-triangular `(steps, steps)` one.
+        """
+
+    def error(
+        self,
+        steps: int,
+        workload: Workload = "prefix",
+        kind: str = "mean",
+        *,
+        min_separation: int = 1,
+        max_participations: int | None = 1,
+    ) -> float:
+        call = f"{type(self).__name__}.error"
+        check_kind(call, kind)
+        steps = check_steps(call, steps, self.steps)
+        queries = resolve_workload(call, workload, steps)
+        return self.sensitivity(steps, min_separation, max_participations) * self.decoder_error(queries, kind)
 
 
 def check_steps(call: str, steps: int, horizon: int | None) -> int:

@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from .._checks import positive_int, real_array
-from ._base import MSG_NO_REPLAY, AbstractStrategy, check_steps
+from ._base import MSG_NO_REPLAY, AbstractAnalysedStrategy, check_steps
 from ._buffered_optimize import interlaced_inverse, optimize_buffers
 from ._error import Workload, check_kind, geometric, inverse_error, resolve_workload
 from ._sensitivity import check_participation, toeplitz, toeplitz_sensitivity
 from ._stream import Ring, init_ring, weighted_sum
 
 
-class BufferedToeplitz(AbstractStrategy[Ring]):
+class BufferedToeplitz(AbstractAnalysedStrategy[Ring]):
     r"""A buffered linear Toeplitz matrix (BLT): $c_0 = 1$, $c_t = \sum_i \omega_i \theta_i^{t-1}$, with $m$ buffers.
 
     $x_t = z_t - \sum_i \omega_i s_i$, then $s_i \leftarrow \theta_i s_i + x_t$. Keeps $m$ copies of the parameters; three of them
@@ -150,17 +150,5 @@ class BufferedToeplitz(AbstractStrategy[Ring]):
         steps = check_steps("BufferedToeplitz.inverse_row_power", steps, None)
         return np.cumsum(np.square(self.inverse_coefficients(steps)))
 
-    def error(
-        self,
-        steps: int,
-        workload: Workload = "prefix",
-        kind: str = "mean",
-        *,
-        min_separation: int = 1,
-        max_participations: int | None = 1,
-    ) -> float:
-        call = "BufferedToeplitz.error"
-        check_kind(call, kind)
-        queries = resolve_workload(call, workload, check_steps(call, steps, None))
-        sensitivity = self.sensitivity(steps, min_separation, max_participations)
-        return sensitivity * inverse_error(self.inverse_coefficients(steps), queries, kind)
+    def decoder_error(self, queries: np.ndarray, kind: str) -> float:
+        return inverse_error(self.inverse_coefficients(len(queries)), queries, kind)

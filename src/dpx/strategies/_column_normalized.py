@@ -11,8 +11,8 @@ from jaxtyping import Array, Int, PyTree
 
 from .._checks import positive_int
 from ._banded_toeplitz import BandedToeplitz
-from ._base import MSG_NO_REPLAY, AbstractStrategy, check_bands, check_coefficients, check_steps
-from ._error import Workload, check_kind, inverse_series, resolve_workload, scaled_toeplitz_error
+from ._base import MSG_NO_REPLAY, AbstractAnalysedStrategy, check_bands, check_coefficients, check_steps
+from ._error import Workload, inverse_series, scaled_toeplitz_error
 from ._sensitivity import (
     GRAM_STEPS,
     best_pattern,
@@ -25,7 +25,7 @@ from ._sensitivity import (
 from ._stream import Ring, init_ring, poison, solve_step
 
 
-class ColumnNormalizedBanded(AbstractStrategy[Ring]):
+class ColumnNormalizedBanded(AbstractAnalysedStrategy[Ring]):
     r"""A banded Toeplitz matrix whose columns are divided by their norms $d_t = (\sum_{j < \min(b, n - t)} c_j^2)^{1/2}$.
 
     The last columns of a Toeplitz matrix are cut off and have less than their share of the sensitivity; here they have all of it.
@@ -135,17 +135,5 @@ class ColumnNormalizedBanded(AbstractStrategy[Ring]):
         inverse = inverse_series(np.asarray(self.coefficients), steps)
         return np.square(self._scales(steps)) * np.cumsum(np.square(inverse))
 
-    def error(
-        self,
-        steps: int,
-        workload: Workload = "prefix",
-        kind: str = "mean",
-        *,
-        min_separation: int = 1,
-        max_participations: int | None = 1,
-    ) -> float:
-        call = "ColumnNormalizedBanded.error"
-        check_kind(call, kind)
-        queries = resolve_workload(call, workload, check_steps(call, steps, self.steps))
-        sensitivity = self.sensitivity(steps, min_separation, max_participations)
-        return sensitivity * scaled_toeplitz_error(np.asarray(self.coefficients), self._scales(steps), queries, kind)
+    def decoder_error(self, queries: np.ndarray, kind: str) -> float:
+        return scaled_toeplitz_error(np.asarray(self.coefficients), self._scales(len(queries)), queries, kind)

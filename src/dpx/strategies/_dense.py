@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from .._checks import positive_int, real_array
-from ._base import MSG_NO_REPLAY, AbstractStrategy, check_bands, check_steps
+from ._base import MSG_NO_REPLAY, AbstractAnalysedStrategy, check_bands, check_steps
 from ._error import Workload, check_kind, matrix_error, resolve_workload
 from ._optimize import optimize_gram
 from ._participations import optimize_patterns, optimize_separated, signed_patterns, triangular_factor
@@ -38,7 +38,7 @@ class _FrozenMatrix:
         return f"f64[{self.array.shape[0]},{self.array.shape[1]}]"
 
 
-class DenseStrategy(AbstractStrategy[Ring]):
+class DenseStrategy(AbstractAnalysedStrategy[Ring]):
     r"""Any lower-triangular $C$: $x_t = (z_t - \sum_{j \ge 1} C_{t,t-j} x_{t-j}) / C_{tt}$, as far back as $C$ has bands.
 
     Keeps (bands - 1) copies of the parameters, up to one a step. `optimize` says which of them it makes are the best there are; it handles a
@@ -175,17 +175,5 @@ class DenseStrategy(AbstractStrategy[Ring]):
         matrix = self.materialize(check_steps("DenseStrategy.inverse_row_power", steps, self.steps))
         return np.square(solve_triangular(matrix, np.eye(len(matrix)), lower=True)).sum(1)
 
-    def error(
-        self,
-        steps: int,
-        workload: Workload = "prefix",
-        kind: str = "mean",
-        *,
-        min_separation: int = 1,
-        max_participations: int | None = 1,
-    ) -> float:
-        check_kind("DenseStrategy.error", kind)
-        steps = check_steps("DenseStrategy.error", steps, self.steps)
-        queries = resolve_workload("DenseStrategy.error", workload, steps)
-        sensitivity = self.sensitivity(steps, min_separation, max_participations)
-        return sensitivity * matrix_error(self.materialize(steps), queries, kind)
+    def decoder_error(self, queries: np.ndarray, kind: str) -> float:
+        return matrix_error(self.materialize(len(queries)), queries, kind)

@@ -85,6 +85,11 @@ def resolve_workload(call: str, workload: Workload, steps: int) -> np.ndarray:
     return array
 
 
+def is_prefix(queries: np.ndarray) -> bool:
+    """Whether a resolved workload is the sums of all gradients so far."""
+    return queries.ndim == 1 and bool((queries == 1).all())
+
+
 def check_kind(call: str, kind: str) -> None:
     if not isinstance(kind, str) or kind not in ("mean", "max"):
         raise ValueError(

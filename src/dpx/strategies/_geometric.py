@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._checks import flag, positive_int
-from ._base import AbstractStrategy, check_steps, check_unit_interval
-from ._error import Workload, check_kind, geometric, inverse_error, resolve_workload, scaled_toeplitz_error
+from ._base import AbstractAnalysedStrategy, check_steps, check_unit_interval
+from ._error import Workload, check_kind, geometric, inverse_error, is_prefix, scaled_toeplitz_error, squared_rows_error
 from ._sensitivity import (
     GRAM_STEPS,
     check_participation,
@@ -23,7 +23,7 @@ from ._sensitivity import (
 from ._stream import Ring, filter_step, init_ring, poison, replay_step
 
 
-class GeometricStrategy(AbstractStrategy[Ring]):
+class GeometricStrategy(AbstractAnalysedStrategy[Ring]):
     r"""$C_{ij} = \lambda^{i-j}$ (DP-$\lambda$CGD): $x_t = z_t - \lambda z_{t-1}$. Two draws a step with `replay`, and no memory.
 
     In one participation its error is below that of 32 bands or of `BandedInverse.square_root(16)`.
@@ -166,25 +166,12 @@ class GeometricStrategy(AbstractStrategy[Ring]):
         power[0] = 1.0
         return power * np.square(self._scales(steps)) if self.normalize_columns else power
 
-    def error(
-        self,
-        steps: int,
-        workload: Workload = "prefix",
-        kind: str = "mean",
-        *,
-        min_separation: int = 1,
-        max_participations: int | None = 1,
-    ) -> float:
-        call = "GeometricStrategy.error"
-        check_kind(call, kind)
-        queries = resolve_workload(call, workload, check_steps(call, steps, self.steps))
-        sensitivity = self.sensitivity(steps, min_separation, max_participations)
+    def decoder_error(self, queries: np.ndarray, kind: str) -> float:
         if not self.normalize_columns:
-            return sensitivity * inverse_error(np.array([1.0, -self.decay]), queries, kind)
+            return inverse_error(np.array([1.0, -self.decay]), queries, kind)
         # A D C^-1 from the right: dividing by 1 / (1 - lambda x) is multiplying by two coefficients
-        scales = self._scales(steps)
-        if isinstance(workload, str):
+        scales = self._scales(len(queries))
+        if is_prefix(queries):
             squares = np.square(scales[:-1] - self.decay * scales[1:])
-            rows = np.square(scales) + np.concatenate([[0.0], np.cumsum(squares)])
-            return sensitivity * math.sqrt(float(rows.mean() if kind == "mean" else rows.max()))
-        return sensitivity * scaled_toeplitz_error(geometric(self.decay, steps), scales, queries, kind)
+            return squared_rows_error(np.square(scales) + np.concatenate([[0.0], np.cumsum(squares)]), kind)
+        return scaled_toeplitz_error(geometric(self.decay, len(queries)), scales, queries, kind)

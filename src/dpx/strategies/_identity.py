@@ -8,12 +8,12 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from ._base import AbstractStrategy, Buffers, check_steps
-from ._error import Workload, check_kind, resolve_workload, toeplitz_error
+from ._base import AbstractAnalysedStrategy, Buffers, check_steps
+from ._error import toeplitz_error
 from ._sensitivity import check_participation
 
 
-class Identity(AbstractStrategy[PyTree]):
+class Identity(AbstractAnalysedStrategy[PyTree]):
     r"""$C = I$: independent noise at every step, the noise of DP-SGD, and the baseline of every comparison.
 
     !!! success "Guarantee"
@@ -58,15 +58,5 @@ class Identity(AbstractStrategy[PyTree]):
     def inverse_row_power(self, steps: int) -> np.ndarray:
         return np.ones(check_steps("Identity.inverse_row_power", steps, None))
 
-    def error(
-        self,
-        steps: int,
-        workload: Workload = "prefix",
-        kind: str = "mean",
-        *,
-        min_separation: int = 1,
-        max_participations: int | None = 1,
-    ) -> float:
-        check_kind("Identity.error", kind)
-        queries = resolve_workload("Identity.error", workload, check_steps("Identity.error", steps, None))
-        return self.sensitivity(steps, min_separation, max_participations) * toeplitz_error(np.ones(1), queries, kind)
+    def decoder_error(self, queries: np.ndarray, kind: str) -> float:
+        return toeplitz_error(np.ones(1), queries, kind)

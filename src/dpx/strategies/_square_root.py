@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from .._checks import positive_int
-from ._base import MSG_NO_REPLAY, AbstractStrategy, check_steps
-from ._error import Workload, check_decays, check_kind, geometric, inverse_error, multiply, resolve_workload
+from ._base import MSG_NO_REPLAY, AbstractAnalysedStrategy, check_steps
+from ._error import check_decays, geometric, inverse_error, multiply
 from ._sensitivity import check_participation, toeplitz, toeplitz_sensitivity
 from ._stream import Ring, filter_step, init_ring, poison
 
@@ -30,7 +30,7 @@ def square_root_coefficients(
     return kept if momentum == 0 else multiply(kept, root * geometric(momentum, size), size)
 
 
-class SquareRootToeplitz(AbstractStrategy[Ring]):
+class SquareRootToeplitz(AbstractAnalysedStrategy[Ring]):
     r"""$C = A^{1/2}$ for the prefix workload $A$, or for one with momentum and weight decay: the coefficients of $(1 - x)^{-1/2}$.
 
     Maximum error and squared sensitivity are both $\sum_{k<n} f(k)^2 = (\ln n + \gamma + 4 \ln 2) / \pi + o(1)$. The stream keeps
@@ -105,19 +105,8 @@ class SquareRootToeplitz(AbstractStrategy[Ring]):
         inverse = square_root_coefficients(call, steps, self.momentum, self.weight_decay, inverse=True)
         return np.cumsum(np.square(inverse))
 
-    def error(
-        self,
-        steps: int,
-        workload: Workload = "prefix",
-        kind: str = "mean",
-        *,
-        min_separation: int = 1,
-        max_participations: int | None = 1,
-    ) -> float:
-        call = "SquareRootToeplitz.error"
-        check_kind(call, kind)
-        queries = resolve_workload(call, workload, check_steps(call, steps, self.steps))
+    def decoder_error(self, queries: np.ndarray, kind: str) -> float:
         # dividing by n coefficients costs n^2, multiplying by the inverse's n log n
+        call, steps = "SquareRootToeplitz.error", len(queries)
         inverse = square_root_coefficients(call, steps, self.momentum, self.weight_decay, inverse=True)
-        sensitivity = self.sensitivity(steps, min_separation, max_participations)
-        return sensitivity * inverse_error(inverse, queries, kind)
+        return inverse_error(inverse, queries, kind)

@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from .._checks import flag, positive_int
-from ._base import MSG_NO_REPLAY, AbstractStrategy, check_steps
-from ._error import Workload, check_kind, matrix_error, resolve_workload, squared_rows_error
+from ._base import MSG_NO_REPLAY, AbstractAnalysedStrategy, check_steps
+from ._error import is_prefix, matrix_error, squared_rows_error
 from ._sensitivity import GRAM_STEPS, check_participation, gram_sensitivity
 from ._stream import Ring, init_ring, map_pairs, poison, push, weighted_sum
 
 
-class TreeAggregation(AbstractStrategy[Ring]):
+class TreeAggregation(AbstractAnalysedStrategy[Ring]):
     r"""Tree aggregation: a prefix sum is the sum of the noisy dyadic nodes in its binary representation.
 
     Each step completes one node that a prefix ever reads, of height $v_2(t)$ for $t$ counted from 1, so that one draw a step is
@@ -178,29 +178,16 @@ class TreeAggregation(AbstractStrategy[Ring]):
         # the height is how often 2 divides the position
         return rows[np.frexp(position & -position)[1] - 1]
 
-    def error(
-        self,
-        steps: int,
-        workload: Workload = "prefix",
-        kind: str = "mean",
-        *,
-        min_separation: int = 1,
-        max_participations: int | None = 1,
-    ) -> float:
-        call = "TreeAggregation.error"
-        check_kind(call, kind)
-        steps = check_steps(call, steps, self.steps)
-        queries = resolve_workload(call, workload, steps)
-        sensitivity = self.sensitivity(steps, min_separation, max_participations)
-        if not (isinstance(workload, str)):
-            return sensitivity * matrix_error(self.materialize(steps), queries, kind)
+    def decoder_error(self, queries: np.ndarray, kind: str) -> float:
+        steps = len(queries)
+        if not is_prefix(queries):
+            return matrix_error(self.materialize(steps), queries, kind)
         # the nodes in a binary representation are independent; finished trees keep the noise they ended with
         position = np.arange(steps) % self._tree_steps + 1
         bits = (position[:, None] >> np.arange(self._tree_steps.bit_length())[None, :]) & 1
         last = (self._tree_steps >> np.arange(self._tree_steps.bit_length())) & 1
         finished = np.arange(steps) // self._tree_steps
-        squares = bits @ self._variances() + finished * float(last @ self._variances())
-        return sensitivity * squared_rows_error(squares, kind)
+        return squared_rows_error(bits @ self._variances() + finished * float(last @ self._variances()), kind)
 
 
 def _height(t: int) -> int:

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from .._checks import instance
 from .._types import Params
-from ..clipping import AbstractClipping
+from ..clipping import AbstractClipping, AbstractSlackClipping
 from ..gradients import Vectorized
 from ..noise import IndependentGaussian, Laplace
 from ..private_gradient import PrivateGradient
@@ -44,6 +44,7 @@ def check_clipping(
           `update` changed; one that is not finite contributes zero; the bound is reached.
         - It depends on no other example, and is the same compiled, batched and alone.
         - What `update` learns from the norms is a Gaussian mechanism of `side_noise_multipliers`, all together.
+        - Slack counts: with it a contribution has norm at most `sensitivity`, and an example without one leaves none.
 
     **Arguments:**
 
@@ -198,6 +199,9 @@ def _check_states(clipping: AbstractClipping, params: Params, rng: np.random.Gen
     state = clipping.init(params)
     update = jax.jit(lambda state, norms, mask, key: clipping.update(state, norms, mask, jnp.float32(4.0), key))
     mask = jnp.ones(len(norms), bool)
+    if isinstance(clipping, AbstractSlackClipping):
+        _check_slack(clipping, state, norms, rng)
+        return
     changes = [
         None,
         norms,
@@ -235,6 +239,30 @@ def _check_states(clipping: AbstractClipping, params: Params, rng: np.random.Gen
             clipping,
             "`rescale` is positive and finite",
             f"{rescale} after {3 * number} updates",
+        )
+
+
+def _check_slack(clipping: AbstractSlackClipping, state: Any, norms: Array, rng: np.random.Generator) -> None:
+    """The bound, slack included, with the states that `learn` leads to, whatever was released."""
+    sensitivity, width = float(clipping.sensitivity), (len(norms), clipping.slack_size)
+    shortest = np.asarray(norms[:, 0])
+    # fractions of a clip norm, and right below and at it
+    ratios = np.concatenate([rng.uniform(0, 1, 512), 1 - 10.0 ** -np.arange(1, 8), [0, 1, 1.000001]])
+    parts = jax.jit(lambda n, s: (clipping.factors(n[:, None], s)[:, 0], clipping.slack(n, s)))
+    learn = jax.jit(lambda state, released: clipping.learn(state, released, jnp.float32(4.0)))
+    for number, size in enumerate((None, 0.0, 1.0, -1.0, 30.0, -30.0, 1e30, -1e30)):
+        if size is not None:
+            state = learn(state, jnp.full(width[1], size * sensitivity, jnp.float32))
+        norm = sensitivity / float(parts(jnp.zeros(1), state)[0][0])  # the longest that is not shortened
+        tried = jnp.asarray(np.concatenate([shortest, ratios * norm]), jnp.float32)
+        factors, slack = (np.asarray(x, np.float64) for x in parts(tried, state))
+        total = np.hypot(np.abs(factors) * np.asarray(tried, np.float64), np.linalg.norm(slack, axis=1))
+        worst = int(np.argmax(np.where(np.isnan(total), np.inf, total)))
+        require(
+            total[worst] <= sensitivity * (1 + _TOLERANCE) and slack.shape[1:] == width[1:],
+            clipping,
+            "one example's contribution, its slack included, is at most the sensitivity",
+            f"{total[worst]:.9g} from norm {float(tried[worst]):.9g} after {number} updates, of a sensitivity of {sensitivity:.9g}",
         )
 
 

@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ...sharding import batch_axis
+from .._base import ClippedSum
 from ._jaxpr import Program, trace
 from ._passes import Clip, one_pass, two_passes
 from ._plan import Plan, make_plan, need_per_example, time_per_pass, time_to_move
@@ -46,7 +47,8 @@ def ghost_clipped_sum(
     """
     program = trace_example(loss, params, examples)
     options: Any = {"order": order, "memory_budget": memory_budget, "passes": passes}
-    return clipped_sum_of(program, params, examples, mask, labels, factors, **options)
+    out = clipped_sum_of(program, params, examples, mask, labels, factors, **options)
+    return out.total, out.norms, out.losses, out.aux
 
 
 def clipped_sum_of(
@@ -60,15 +62,16 @@ def clipped_sum_of(
     order: int = 2,
     memory_budget: int | None = None,
     passes: int = 1,
-) -> tuple[PyTree, Float[Array, "batch groups"], Float[Array, " batch"], PyTree]:
+) -> ClippedSum:
     """`ghost_clipped_sum` of a loss that was traced by `trace_example`."""
     leaves, params_tree = jax.tree.flatten(params)
     example_leaves = jax.tree.leaves(examples)
     plan = plan_for(program, example_leaves[0].shape[0], memory_budget, order, passes)
     compute = one_pass if plan.passes == 1 else two_passes
     clip = Clip(mask, labels, factors, order)
-    total, norms, losses, aux = compute(program, plan, leaves, example_leaves, clip, batch_axis(examples))
-    return jax.tree.unflatten(params_tree, total), norms, losses, jax.tree.unflatten(program.aux_tree, aux)
+    total, (norms, bounds), losses, aux = compute(program, plan, leaves, example_leaves, clip, batch_axis(examples))
+    total, aux = jax.tree.unflatten(params_tree, total), jax.tree.unflatten(program.aux_tree, aux)
+    return ClippedSum(total, norms, losses, aux, bounds)
 
 
 def plan_for(program: Program, batch: int, memory_budget: int | None, order: int, passes: int = 1) -> Plan:

@@ -251,7 +251,7 @@ class _Runner:
 
         def flush():
             if waiting:
-                env.update(_evaluate(jaxpr, waiting, env))
+                env.update(evaluate(jaxpr, waiting, env))
                 waiting.clear()
 
         for index, eqn in enumerate(jaxpr.eqns):
@@ -262,7 +262,7 @@ class _Runner:
             flush()
             if at in self.sites:
                 number, site = self.sites[at]
-                env.update(_evaluate(jaxpr, [eqn], env))
+                env.update(evaluate(jaxpr, [eqn], env))
                 others = [read(atom) for k, atom in enumerate(eqn.invars) if k != site.operand]
                 # without the stop, JAX would carry tangents of what is captured to the end of every scan
                 captured[site.capture] = lax.stop_gradient(site.use.capture(*others))
@@ -321,7 +321,7 @@ class _Runner:
         return lax.switch(args[0], branches, *args[1:])
 
 
-def _evaluate(jaxpr, eqns, env) -> dict[Any, Array]:
+def evaluate(jaxpr, eqns, env) -> dict[Any, Array]:
     """The results of `eqns`, some of those of `jaxpr`, by handing them to JAX as one program."""
     inputs, made = {}, {}
     for eqn in eqns:

@@ -16,10 +16,12 @@ from jaxtyping import Array, Bool, Float
 from ..._norms import at_most, combined, grouped_norms, norms_of, settle
 from ..._tree import weighted_sum
 from .._base import clip_weights
+from ._cores import with_cores
 from ._jaxpr import Program, run
 from ._norm import Bounded, gram_norm, instantiated_norm, outer_norm, recomputed_norm
 from ._plan import GRAM, KEEP, OUTER, RECOMPUTE, Group, Plan
 from ._term import Term, instantiate, make_term, total
+from ._use import ScatterUse
 from ._view import View
 
 
@@ -39,19 +41,20 @@ class Clip(eqx.Module):
     factors: Callable = eqx.field(static=True)
     order: int = eqx.field(static=True)
 
-    def weigh(self, found: "list[Bounded]") -> tuple[Array, Array, Array]:
-        """Norms, weights, and which examples are kept, from the norms of all leaves and bounds of what they add up."""
+    def weigh(self, found: "list[Bounded]") -> tuple[tuple[Array, Array], Array, Array]:
+        """Norms and bounds of them, weights, and which examples are kept, from the norms of all leaves and bounds of what they add up."""
         norms, safe = (grouped_norms(list(x), self.labels, self.order) for x in zip(*found, strict=True))
-        weights, keep = clip_weights(safe, self.real(safe.shape[0]), self.factors)
+        weights, keep, bounds = clip_weights(safe, self.real(safe.shape[0]), self.factors)
         # an example that is dropped is seen to be
-        return jnp.where(jnp.isfinite(safe), norms, safe), weights, keep
+        return (jnp.where(jnp.isfinite(safe), norms, safe), bounds), weights, keep
 
     def real(self, batch: int) -> Bool[Array, " batch"]:
         """Which examples are real."""
         return jnp.ones(batch, bool) if self.mask is None else self.mask
 
 
-Sums = tuple[list[Array], Float[Array, "batch groups"], Float[Array, " batch"], list[Array]]
+Norms = tuple[Float[Array, "batch groups"], Float[Array, "batch groups"]]
+Sums = tuple[list[Array], Norms, Float[Array, " batch"], list[Array]]
 
 
 def one_pass(
@@ -59,7 +62,12 @@ def one_pass(
 ) -> Sums:
     """The clipped sums of all leaves, norms, losses and leaves of aux. What sites captured, and their cotangents, are kept for the sums."""
     batch = example_leaves[0].shape[0]
-    losses, aux, captured, cotangents, direct = _differentiate(program, plan, leaves, example_leaves)
+    differentiate = functools.partial(_differentiate, program, plan)
+    if any(isinstance(site.use, ScatterUse) for site in plan.found.sites):  # means and sums of what is looked up
+        outs, cores = with_cores(differentiate, leaves, example_leaves)
+    else:
+        outs, cores = differentiate(leaves, example_leaves), {}
+    losses, aux, captured, cotangents, direct = outs
 
     def instantiated(captured, cotangents):
         terms = _terms(plan, captured, cotangents)
@@ -95,7 +103,7 @@ def one_pass(
     captured = {site.capture: captured[site.capture] for k, site in enumerate(plan.found.sites) if k in left}
     # what is measured must be what is added up, to the last bit
     inputs = (program.consts, leaves, example_leaves, clip.real(batch))
-    values = settle((captured, cotangents, direct, kept), inputs)
+    values = settle((captured, cotangents, direct, kept), inputs, cores)
     norms, weights, keep = clip.weigh(_automatic(measure, axis, rows)(*values))
     out = _automatic(sums, axis, _specs(leaves, axis))(*values, weights, keep, leaves)
     return out, norms, losses, aux

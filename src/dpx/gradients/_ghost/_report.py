@@ -55,9 +55,9 @@ def ghost_check(
     @jax.jit
     def both(params, examples):
         program = trace_example(loss, params, examples)
-        total, norms, _, _ = clipped_sum_of(program, params, examples, None, tuple(range(number)), jnp.ones_like)
+        out = clipped_sum_of(program, params, examples, None, tuple(range(number)), jnp.ones_like)
         grads = jax.vmap(jax.grad(lambda p, e: loss(p, e)[0]), in_axes=(None, 0))(params, examples)
-        return total, norms, grads
+        return out.total, out.norms, grads
 
     total, norms, grads = jax.device_get(both(params, examples))
     rows = []

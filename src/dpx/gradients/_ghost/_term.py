@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ..._norms import exponent, times_power
-from ..._tree import wide
+from ..._tree import weighted, wide
 from ._jaxpr import Site
 from ._use import EinsumUse
 
@@ -296,19 +296,11 @@ def total(term: Term, weights: Float[Array, "2 batch"], keep: Bool[Array, " batc
     if may_cancel:
         term = balanced(term)
 
-    def along(x, axes, column):
-        return jnp.expand_dims(column, tuple(k for k, label in enumerate(axes) if label != "b"))
-
     def drop(x, axes):
-        return jnp.where(along(x, axes, keep), x, jnp.zeros((), x.dtype))
+        column = jnp.expand_dims(keep, tuple(k for k, label in enumerate(axes) if label != "b"))
+        return jnp.where(column, x, jnp.zeros((), x.dtype))
 
-    def scale(x, axes):
-        x = wide(x)
-        first, second = (along(x, axes, w.astype(x.dtype)) for w in weights)
-        # a weight above one may make infinite what is then multiplied by zero
-        limit = jnp.finfo(x.dtype).max
-        return jnp.where(along(x, axes, keep), jnp.clip(x * first * second, -limit, limit), jnp.zeros((), x.dtype))
-
+    scale = lambda x, axes: weighted(x, weights, keep, axes.index("b"))
     if isinstance(term, Outer):
         a, y = drop(term.a, term.a_axes), scale(term.y, term.y_axes)
         return _product(Outer(a, y, term.a_axes, term.y_axes, term.shape), tuple(range(len(term.shape))))
