@@ -106,7 +106,7 @@ def test_a_sound_loop_passes():
 slow = lambda *values: pytest.param(*values, marks=pytest.mark.slow)
 LOOPS = [
     (unthreaded, "R1"),
-    (unmasked, "S1"),
+    slow(unmasked, "S1"),
     slow(one_key, "R1"),
     slow(fixed, "S2"),
     slow(doubled, "S1"),
@@ -219,11 +219,15 @@ A_ROWS, B_ROWS = slice(0, 4), slice(4, 8)
 
 def test_an_honest_step_passes():
     assert A.assert_only_private(honest, GRADIENT, arguments(A_ROWS), arguments(B_ROWS)).passed
+
+
+@pytest.mark.slow
+def test_a_compiled_step_passes():
     jitted = eqx.filter_jit(honest)
     assert A.assert_only_private(jitted, GRADIENT, arguments(A_ROWS), arguments(B_ROWS)).passed
 
 
-@pytest.mark.parametrize("leak", [scaled_by_the_loss, with_diagnostics, by_batch_size])
+@pytest.mark.parametrize("leak", [scaled_by_the_loss, slow(with_diagnostics), slow(by_batch_size)])
 def test_what_gets_around_the_private_gradient_is_found(leak):
     few = np.arange(4) < 3
     with pytest.raises(A.PrivacyAuditError, match="X") as error:
