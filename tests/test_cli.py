@@ -191,3 +191,16 @@ def test_demo_reaches_85_per_cent_at_epsilon_3(tmp_path):
         assert report["epsilon"] <= 3.0 and report["delta"] == 1e-5 and report["baseline_test_accuracy"] is None
         accuracies.append(report["test_accuracy"])
     assert np.mean(accuracies) >= 0.85
+
+
+@pytest.mark.slow
+def test_audit_writes_what_it_found(tmp_path):
+    done = call("audit", "--steps", "4", "--canaries", "50", "--seed", "1", "--out", str(tmp_path), "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (
+        found["laws"]["passed"]
+        and found["attack"]["passed"]
+        and found == json.loads((tmp_path / "audit.json").read_text())
+    )
+    assert (tmp_path / "audit.png").stat().st_size > 1000

@@ -12,7 +12,18 @@ import dpx
 
 PAGES = sorted((Path(__file__).parents[1] / "docs" / "reference").glob("*.md"))
 ENTRIES = [name for page in PAGES for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)]
-ROOMS = ["clipping", "gradients", "strategies", "noise", "sampling", "data", "accounting", "metrics", "optimizers"]
+ROOMS = [
+    "clipping",
+    "gradients",
+    "strategies",
+    "noise",
+    "sampling",
+    "data",
+    "accounting",
+    "metrics",
+    "optimizers",
+    "auditing",
+]
 
 
 def resolve(entry):

@@ -79,7 +79,7 @@ from .strategies import (
 __version__ = _version("dpx")
 
 if _TYPE_CHECKING:
-    from . import testing as testing, training as training
+    from . import auditing as auditing, testing as testing, training as training
     from .training import (
         Checkpoints as Checkpoints,
         StepInfo as StepInfo,
@@ -90,7 +90,7 @@ if _TYPE_CHECKING:
         load_published as load_published,
     )
 
-_ROOMS = ("testing", "training")
+_ROOMS = ("auditing", "testing", "training")
 _TRAINING = ("Checkpoints", "StepInfo", "Stop", "Trainer", "TrainResult", "TrainState", "load_published")
 
 

@@ -249,3 +249,22 @@ def demo(
 
     with _told():
         run(epsilon, delta, batch_size, steps, clip_norm, learning_rate, noise.value, seed, out, baseline)
+
+
+@app.command()
+def audit(
+    epsilon: Annotated[float, typer.Option(help="Privacy budget.")] = 3.0,
+    delta: Annotated[float, typer.Option(help="Privacy budget.")] = 1e-5,
+    batch_size: Annotated[int, typer.Option(help="Expected batch size.")] = 500,
+    steps: Annotated[int, typer.Option(help="Number of steps.")] = 60,
+    clip_norm: Annotated[float, typer.Option(help="Bound on the norm of one example's gradient.")] = 0.5,
+    canaries: Annotated[int, typer.Option(help="Rows whose presence the attack is to tell.")] = 1000,
+    seed: Annotated[int | None, typer.Option(help="Makes the attack reproducible; by default from the system.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for audit.json and audit.png.")] = Path("dpx-audit"),
+    as_json: Json = False,
+) -> None:
+    """Attacks the demo's training, on made-up images: laws of its steps, and lower bounds on epsilon. Status 1 if a law is broken."""
+    from ._audit import run
+
+    with _told():
+        run(epsilon, delta, batch_size, steps, clip_norm, canaries, seed, out, as_json)
