@@ -33,6 +33,24 @@ import pytest  # noqa: E402
 import dpx  # noqa: E402
 from registry import ClippingRecord, Linear  # noqa: E402
 
+_SLOW_CASES = Path(__file__).with_name("slow_cases.txt")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
+def pytest_collection_modifyitems(config, items):
+    lines = (line.strip() for line in _SLOW_CASES.read_text().splitlines())
+    slow = {line for line in lines if line and not line.startswith("#")}
+    found = set()
+    for item in items:
+        case = item.nodeid.removeprefix("tests/")
+        if case in slow:
+            item.add_marker(pytest.mark.slow)
+            found.add(case)
+    # all tests were collected where nobody named any
+    if config.args == config.getini("testpaths") and slow - found:
+        raise pytest.UsageError(f"{_SLOW_CASES.name} names tests that do not exist: {', '.join(sorted(slow - found))}")
+
+
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(dpx.__file__).parents[1]), "XLA_FLAGS": ""}
 """For tests that start a Python of their own."""
 

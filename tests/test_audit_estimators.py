@@ -404,7 +404,8 @@ def test_scores_without_noise_have_a_bound_too():
         bound = A.mu_lower_bound(inside, outside, method="gaussian", mu=1.0)
         assert bound.value > min(0.5 / max(size, 1e-300), 1e12) and bound.p_value < 1e-100
     near = _tail_of_t(99.99, 90, 95.0), _tail_of_t(100.01, 90, 95.0)  # two ways to compute it meet
-    assert near[0] == pytest.approx(near[1], rel=2e-3)
+    # a density of about .04 between them
+    assert 0 < near[0] - near[1] < 0.02 * 0.06
 
 
 def test_infinite_scores_are_scores_and_nan_is_none():
@@ -448,7 +449,7 @@ def test_infinite_scores_are_scores_and_nan_is_none():
         (lambda x: A.Coins(x), "booleans"),
         (lambda x: A.sequential_test(x, x, epsilon=1.0, delta=0.0), r"\[0, 1\]"),
         (lambda x: A.sequential_test([1], [0, 1], epsilon=1.0, delta=0.0), "pairs"),
-        (lambda x: A.secrets_lower_bound(3, 4, alphabet=10), "right guess"),
+        (lambda x: A.secrets_lower_bound(3, 4, alphabet=10), "one guess a secret"),
         (lambda x: A.attack_report(x, x + 1, false_positive_rates=0.1), "sequence"),
     ],
 )
@@ -519,7 +520,7 @@ def test_a_report_of_an_attack_has_no_epsilon():
 
 def test_credible_and_fitted_are_called_so():
     for function in (A.credible_epsilon, A.two_gaussians_epsilon):
-        assert "no confidence" in str(function.__doc__)
+        assert "no confidence" in " ".join(str(function.__doc__).split())
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The laws of one private gradient: of a loss, a model and a batch."""
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -45,7 +46,7 @@ def check_loss(
     - `model`, `batch`: as in training.
     - `most`: how many examples of the batch are looked at.
     - `tolerance`: difference to the naive loop, over the sensitivity: more for models of half precision.
-    - `seed`: of the keys, where the loss takes one. Then the naive loop is left out: the other laws hold for the keys that the engine gives.
+    - `seed`: of the keys, where the loss takes one.
     - `false_alarm`: as elsewhere; nothing here is a matter of chance.
 
     **Raises:** `AssertionError` that names the law and the example.
@@ -57,13 +58,17 @@ def check_loss(
     batch = jax.tree.map(lambda x: jnp.asarray(x)[:most], batch)
     size = len(jax.tree.leaves(batch)[0])
     takes_key = _takes_key(private_gradient.loss, len(batch))
-    options = {"key": jr.key(seed)} if takes_key else {}
+    examined, rows = private_gradient, batch
+    if takes_key:
+        # a key goes by the rank among real examples: who is looked at alone must keep the key that it has in the batch
+        keys = jax.vmap(jr.fold_in, in_axes=(None, 0))(jr.key(seed), jnp.arange(size))
+        examined = dataclasses.replace(private_gradient, loss=_with_its_key(private_gradient.loss))
+        rows = (*batch, jr.key_data(keys))
     params, frozen = eqx.partition(model, private_gradient.filter_spec)
     clipping, sensitivity = private_gradient.clipping, private_gradient.sensitivity
 
     def clipped(mask: np.ndarray) -> list[np.ndarray]:
-        published = private_gradient.clipped_sum(model, batch, mask=mask, **options).reveal()
-        return before_rescaling(clipping, published, params)
+        return before_rescaling(clipping, examined.clipped_sum(model, rows, mask=mask).reveal(), params)
 
     alone = [clipped(np.arange(size) == i) for i in range(size)]
     for i, leaves in enumerate(alone):
@@ -96,9 +101,17 @@ def check_loss(
             f"a difference of {apart:.3g} between the sum at once and of each alone, with the mask {mask.tolist()}",
         )
     if takes_key:
-        return
+        published = private_gradient.clipped_sum(model, batch, mask=everyone, key=jr.key(seed)).reveal()
+        pairs = zip(before_rescaling(clipping, published, params), clipped(everyone), strict=True)
+        apart = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in pairs)
+        require(
+            apart <= tolerance * sensitivity,
+            private_gradient,
+            "the key of an example is folded by its rank among real ones",
+            f"a difference of {apart:.3g} to the sum with these keys",
+        )
 
-    loss = private_gradient.loss
+    loss = examined.loss
 
     def scalar(params: Any, example: Any) -> Any:
         out = loss(eqx.combine(params, frozen), *example)
@@ -106,7 +119,7 @@ def check_loss(
 
     gradient = jax.jit(jax.grad(scalar))
     for i in range(size):
-        leaves = jax.tree.leaves(gradient(params, jax.tree.map(lambda x, i=i: x[i], batch)))
+        leaves = jax.tree.leaves(gradient(params, jax.tree.map(lambda x, i=i: x[i], rows)))
         expected = naive_contribution(clipping, [_float64(x) for x in leaves], params)
         apart = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(alone[i], expected, strict=True))
         require(
@@ -137,6 +150,11 @@ def naive_contribution(clipping: Any, leaves: list[np.ndarray], params: Any) -> 
     ]
     factors = np.asarray(clipping.factors(jnp.asarray([norms], jnp.float32), clipping.init(params)), np.float64)[0]
     return [factors[k] * x for x, k in zip(leaves, labels, strict=True)]
+
+
+def _with_its_key(loss: Any) -> Any:
+    """The loss of an example whose key, in words, is its last argument."""
+    return lambda model, *example: loss(model, *example[:-1], key=jr.wrap_key_data(example[-1]))
 
 
 def _takes_key(loss: Any, positional: int) -> bool:
