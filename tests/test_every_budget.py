@@ -249,6 +249,7 @@ def test_a_search_that_starts_where_nothing_is_lost_comes_down():
 def test_guarantee_a_cost_that_is_no_number_keeps_no_limit():
     from dpx.plan._search import Target, least_noise
 
-    target = Target("a limit", 1.0, [], lambda multiplier: math.nan if multiplier < 4.0 else 1 / multiplier)
+    cost = lambda multiplier: math.nan if multiplier < 4.0 else 1 / multiplier
+    target: Target[float] = Target("a limit", 1.0, [], cost)
     assert not target.excess(target.measure)(1.0) <= 0
     assert least_noise(lambda multiplier: multiplier, target) >= 4.0
