@@ -4,6 +4,7 @@ from ._adaptive import AdaptiveClipping as AdaptiveClipping, AdaptiveClippingSta
 from ._base import (
     AbstractClipping as AbstractClipping,
     AbstractOneGroupClipping as AbstractOneGroupClipping,
+    AbstractQueryFreeClipping as AbstractQueryFreeClipping,
     AbstractSlackClipping as AbstractSlackClipping,
     AbstractStatelessClipping as AbstractStatelessClipping,
 )

@@ -63,15 +63,11 @@ class AbstractClipping(eqx.Module, Generic[State]):
         """The state after a step; what it learns from the norms is made private here, with noise from `key`."""
 
 
-class AbstractStatelessClipping(AbstractClipping[PyTree]):
-    """Clipping that learns nothing from one step to the next."""
+class AbstractQueryFreeClipping(AbstractClipping[State]):
+    """Clipping that asks nothing of the batch beside the clipped sum, and learns nothing from its norms."""
 
     @property
     def side_noise_multipliers(self) -> tuple[Float[Array, ""], ...]:
-        return ()
-
-    def init(self, params: Params) -> PyTree:
-        del params
         return ()
 
     def update(
@@ -86,6 +82,14 @@ class AbstractStatelessClipping(AbstractClipping[PyTree]):
         return state
 
 
+class AbstractStatelessClipping(AbstractQueryFreeClipping[PyTree]):
+    """Clipping that learns nothing from one step to the next."""
+
+    def init(self, params: Params) -> PyTree:
+        del params
+        return ()
+
+
 class AbstractOneGroupClipping(AbstractStatelessClipping):
     """Clipping that knows the whole gradient's norm and nothing else."""
 
@@ -96,7 +100,7 @@ class AbstractOneGroupClipping(AbstractStatelessClipping):
         del state
 
 
-class AbstractSlackClipping(AbstractClipping[State]):
+class AbstractSlackClipping(AbstractQueryFreeClipping[State]):
     """Clipping that learns from what short gradients leave unused of their norm, beside which it asks nothing of the batch.
 
     An example's slack stands beside its clipped gradient, and gets noise with it, as further coordinates of one query: its sensitivity bounds the
@@ -115,18 +119,3 @@ class AbstractSlackClipping(AbstractClipping[State]):
     @abc.abstractmethod
     def learn(self, state: State, released: Float[Array, " slack"], expected_batch_size: Float[Array, ""]) -> State:
         """The state after a step, from the noisy sum of the slacks, which is private."""
-
-    @property
-    def side_noise_multipliers(self) -> tuple[Float[Array, ""], ...]:
-        return ()
-
-    def update(
-        self,
-        state: State,
-        norms: Float[Array, "batch groups"],
-        mask: Bool[Array, " batch"],
-        expected_batch_size: Float[Array, ""],
-        key: Key[Array, ""],
-    ) -> State:
-        del norms, mask, expected_batch_size, key
-        return state

@@ -6,11 +6,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from .._checks import choice, flag, usable
 from .._types import Params, RealScalarLike, Unchecked
-from ._base import AbstractClipping, State
+from ._base import AbstractQueryFreeClipping
 from ._flat import usable_norm
 from ._grouping import Grouping, block, layer, parse_norms, split_norm, total_norm
 
@@ -24,7 +24,7 @@ class GroupOptions(TypedDict, total=False):
     allocation: Allocation
 
 
-class GroupClipping(AbstractClipping[PyTree]):
+class GroupClipping(AbstractQueryFreeClipping[PyTree]):
     r"""Clips each group of parameters on its own: $g_k \min(1, C_k / \|g_k\|)$ in group $k$.
 
     ```python
@@ -107,10 +107,6 @@ class GroupClipping(AbstractClipping[PyTree]):
         total = total_norm(usable_norm(self.norms))
         return usable(jnp.ones_like(total), total > 0) if self.unit_norm else total
 
-    @property
-    def side_noise_multipliers(self) -> tuple[Float[Array, ""], ...]:
-        return ()
-
     def labels(self, params: Params) -> tuple[int, ...]:
         return self.grouping.labels(params)
 
@@ -135,14 +131,3 @@ class GroupClipping(AbstractClipping[PyTree]):
 
     def rescale(self, state: PyTree) -> Float[Array, " groups"]:
         return 1 / state
-
-    def update(
-        self,
-        state: State,
-        norms: Float[Array, "batch groups"],
-        mask: Bool[Array, " batch"],
-        expected_batch_size: Float[Array, ""],
-        key: Key[Array, ""],
-    ) -> State:
-        del norms, mask, expected_batch_size, key
-        return state
