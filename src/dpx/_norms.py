@@ -93,8 +93,8 @@ def additions(lengths: tuple[int, ...], group: int = _GROUP) -> int:
     return number + sum(max(0, math.prod(left[k] for k in stage) - 1) for stage in _stages(tuple(left), group))
 
 
-Cores = dict[int, tuple[Array, Callable[[Array], Array]]]
-"""By the `id` of an array that only repeats a smaller one: the smaller one, and what makes the array of it, without arithmetic."""
+Cores = dict[int, tuple[Array, Array, Callable[[Array], Array]]]
+"""By the `id` of an array that only repeats a smaller one: itself, the smaller one, and what makes the array of it, without arithmetic."""
 
 
 def settle(tree: PyTree, inputs: PyTree, cores: Cores | None = None) -> PyTree:
@@ -114,15 +114,15 @@ def settle(tree: PyTree, inputs: PyTree, cores: Cores | None = None) -> PyTree:
         return tree
     # what a weight's product and its bias have in common, the cotangents, stays one array
     cores = cores or {}
-    same = lambda x: x
-    kept = {id(leaves[k]): cores.get(id(leaves[k]), (leaves[k], same)) for k in inexact}
-    distinct = list({id(x): x for x, _ in kept.values()}.values())
+    # a core holds its array, so that no other array can have come to that id
+    kept = {id(leaves[k]): cores.get(id(leaves[k]), (leaves[k], leaves[k], lambda x: x)) for k in inexact}
+    distinct = list({id(core): core for _, core, _ in kept.values()}.values())
     # a count is never negative, but that is not for the compiler to know
     count = jnp.sum(jnp.stack(firsts).astype(jnp.int32))
     turn = lambda carry: (carry[0] + 1, [-x for x in carry[1]])
     _, settled = lax.while_loop(lambda carry: carry[0] < 0, turn, (count, distinct))
     found = dict(zip(map(id, distinct), settled, strict=True))
-    again = {number: repeat(found[id(core)]) for number, (core, repeat) in kept.items()}
+    again = {number: repeat(found[id(core)]) for number, (_, core, repeat) in kept.items()}
     return jax.tree.unflatten(treedef, [again.get(id(x), x) for x in leaves])
 
 

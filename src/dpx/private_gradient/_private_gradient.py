@@ -216,7 +216,7 @@ class PrivateGradient(eqx.Module):
         - `batch`: a tuple of PyTrees with one leading axis of equal length, splatted into the loss.
         - `state`: from `init` or the step before. Never use one state for two steps: they would share their noise.
         - `mask`: `Bool[Array, "batch"]`, True for real examples, where the batch is padded to a fixed size.
-        - `key`: randomness for a loss that takes `key`; by default derived from the state.
+        - `key`: randomness for a loss that takes `key`, a SECRET (keys go by the rank among real examples); by default derived from the state.
         - `scaling`: positive PUBLIC numbers, a tree of arrays like the gradient: it is multiplied by them before it is clipped and divided
             by them after the noise, so that all coordinates get noise in proportion to their size (scale-then-privatize).
 

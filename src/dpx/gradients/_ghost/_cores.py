@@ -31,7 +31,7 @@ def with_cores(function: Callable[..., Any], *args: Any) -> tuple[Any, Cores]:
             if not isinstance(core, jex.Literal) and core.aval.size < (best[0] if best else var).aval.size:
                 best = core, list(moves)
         if best is not None:
-            cores[id(outs[-1])] = env[best[0]], _again(jaxpr, *best, var)
+            cores[id(outs[-1])] = outs[-1], env[best[0]], _again(jaxpr, *best, var)
     return jax.tree.unflatten(jax.tree.structure(struct), outs), cores
 
 
