@@ -71,6 +71,14 @@ MUTANTS = [
     Mutant("parts may move under replacement", 'if self.adjacency == "replace_one" and not self.fixed_parts:', "if False:", "test_ledger_parts.py"),
     Mutant("a full filter lets steps through", "if not ready.spent + cost <= ready.budget:", "if False:", "test_ledger.py"),
     Mutant("a filter takes replacement for removal", 'sensitivity = 2.0 if self.adjacency == "replace_one" else 1.0', "sensitivity = 1.0", "test_ledger.py test_tuning.py"),
+    # training and data
+    Mutant("a record's checksum is not looked at", "if file.read() != digest.digest():", "if False:", "test_training.py"),
+    Mutant("a step is taken before it is on record", "if self.is_program_new:", "if False:", "test_training.py"),
+    Mutant("who stops by looking pays for fewer steps", "return horizon if stopped is not None and not stopped.is_public else steps", "return steps", "test_training.py -k looking"),
+    Mutant("a record gives way to another seed", 'if seed is not None and str(seed) != meta["seed"]:', "if False:", "test_training.py -k win"),
+    Mutant("keys of losses go by position", "ranks = jnp.maximum(jnp.cumsum(off_batch_axis(mask, axis)) - 1, 0)", "ranks = jnp.arange(mask.shape[0])", "test_feed.py -k padding_between"),
+    # auditing
+    Mutant("a lower bound of a probability is one success too high", "bound = special.betaincinv(np.maximum(k, 0.5), n - k + 1, failure)", "bound = special.betaincinv(k + 1, np.maximum(n - k, 0.5), failure)", "test_audit_estimators.py -k reference"),
     # metrics
     Mutant("entries that are not finite are counted", "steps = jnp.where(expand_like(is_real, steps), steps, 0.0).astype(jnp.int32)", "steps = steps.astype(jnp.int32)", "test_metrics.py"),
 ]  # fmt: skip
