@@ -70,42 +70,50 @@ def in_params_dtype(params):
     return jnp.asarray(0.3, jax.tree.leaves(params)[0].dtype).astype(jnp.float32)
 
 
+class Filling(dpx.clipping.AbstractSlackClipping):
+    """Flat clipping; `fill` makes slack of the share of the clip norm that a gradient leaves."""
+
+    fill: Any = eqx.field(static=True)
+    order: int = eqx.field(static=True, default=2)
+    slack_size = 1
+    sensitivity = property(lambda self: jnp.float32(0.3))
+
+    def init(self, params):
+        return ()
+
+    def labels(self, params):
+        return (0,) * len(jax.tree.leaves(params))
+
+    def factors(self, norms, state):
+        return 0.3 / jnp.maximum(norms, 0.3)
+
+    def rescale(self, state):
+        return None
+
+    def slack(self, norms, state):
+        return 0.3 * self.fill(1 - jnp.minimum(norms / 0.3, 1))[:, None]
+
+    def learn(self, state, released, expected_batch_size):
+        return state
+
+
+def test_slack_that_fits_passes():
+    testing.check_clipping(Filling(jnp.sqrt))
+
+
 @pytest.mark.parametrize(
-    "slack",
+    ("fill", "order"),
     [
-        lambda u, full: full * jnp.sqrt(u[:, None]) * 1.001 + 0 * full,  # longer than what is left at norm 0
-        lambda u, full: full * u[:, None] ** 0.25,  # too long in the middle alone
-        lambda u, full: full * jnp.ones_like(u)[:, None],
+        (lambda u: 1.001 * jnp.sqrt(u), 2),  # too long for no gradient
+        (lambda u: u**0.25, 2),  # too long in the middle alone
+        (jnp.ones_like, 2),
+        (jnp.sqrt, 1),  # which fits in the l2 norm
     ],
-    ids=["a-tenth-of-a-percent", "middle", "everybody"],
+    ids=["a-tenth-of-a-percent", "middle", "everybody", "l1"],
 )
-def test_slack_that_is_longer_than_what_is_left_is_refuted(slack):
-    class Greedy(dpx.clipping.AbstractSlackClipping):
-        norm: float = eqx.field(static=True, default=0.3)
-        order: int = eqx.field(static=True, default=2)
-        slack_size = 1
-        sensitivity = property(lambda self: jnp.float32(self.norm))
-
-        def init(self, params):
-            return ()
-
-        def labels(self, params):
-            return (0,) * len(jax.tree.leaves(params))
-
-        def factors(self, norms, state):
-            return self.norm / jnp.maximum(norms, self.norm)
-
-        def rescale(self, state):
-            return None
-
-        def slack(self, norms, state):
-            return slack(1 - jnp.minimum(norms / self.norm, 1), jnp.float32(self.norm))
-
-        def learn(self, state, released, expected_batch_size):
-            return state
-
+def test_slack_that_is_longer_than_what_is_left_is_refuted(fill, order):
     with pytest.raises(AssertionError, match="breaks the law: .*its slack included"):
-        testing.check_clipping(Greedy())
+        testing.check_clipping(Filling(fill, order))
 
 
 def test_a_sound_clipping_of_ones_own_passes():

@@ -256,7 +256,8 @@ def _check_slack(clipping: AbstractSlackClipping, state: Any, norms: Array, rng:
         norm = sensitivity / float(parts(jnp.zeros(1), state)[0][0])  # the longest that is not shortened
         tried = jnp.asarray(np.concatenate([shortest, ratios * norm]), jnp.float32)
         factors, slack = (np.asarray(x, np.float64) for x in parts(tried, state))
-        total = np.hypot(np.abs(factors) * np.asarray(tried, np.float64), np.linalg.norm(slack, axis=1))
+        contributed = factors[:, None] * np.asarray(tried, np.float64)[:, None]
+        total = norms_of_rows([contributed, slack], clipping.order)
         worst = int(np.argmax(np.where(np.isnan(total), np.inf, total)))
         require(
             total[worst] <= sensitivity * (1 + _TOLERANCE) and slack.shape[1:] == width[1:],
